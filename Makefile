@@ -1,0 +1,13 @@
+# A thin door to .ci/make.py, which holds the logic. `make help` lists the targets.
+PYTHON ?= python3
+TARGETS := help setup test test-all data book lock environment clean
+
+# `make book EPSILN=3` must not quietly build the book at another epsilon.
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out PYTHON EPSILON DATASET SEED PROFILE UPGRADE MAKEFLAGS,$(given))
+$(if $(unknown),$(error unknown setting $(unknown); known: EPSILON DATASET SEED PROFILE UPGRADE PYTHON))
+
+.PHONY: $(TARGETS)
+$(TARGETS):
+	@command -v "$(PYTHON)" >/dev/null || { echo "dpldm needs Python 3.11 to 3.13 and found no $(PYTHON); install it with: sudo apt install python3 python3-venv (Debian, Ubuntu), brew install python@3.12 (macOS)" >&2; exit 127; }
+	@"$(PYTHON)" .ci/make.py $@
