@@ -21,6 +21,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
 SETTINGS = ("EPSILON", "DATASET", "SEED", "PROFILE", "UPGRADE", "MAKEFLAGS", "MAKEOVERRIDES")
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here; .ci/make.py does without")
 PLATFORMS = [
     {"python_version": python, "python_full_version": python + ".9", "sys_platform": system, "platform_system": name}
     for python in ("3.11", "3.12", "3.13")
@@ -277,9 +278,7 @@ def test_pip_installs_where_uv_cannot(copy, monkeypatch):
         make.STAMP.unlink()
         ran = commands_of(make, monkeypatch, failing)
         make.set_up()
-        assert (
-            f"-m pip install --quiet --no-input --disable-pip-version-check --require-hashes -r {make.LOCK}" in ran[-2]
-        )
+        assert re.search(rf"-m pip install .*--require-hashes -r {re.escape(str(make.LOCK))}$", ran[-2])
         assert make.is_current()
 
 
@@ -321,12 +320,14 @@ def test_each_target_exists_in_both_doors():
     assert set(re.findall(r"^make (\S+)", make.HELP, re.MULTILINE)) == set(targets) - {"help"}
 
 
+@needs_make
 def test_make_without_a_target_helps(copy):
     shown = run(copy, "make", f"PYTHON={sys.executable}")
     assert shown.returncode == 0
     assert "make book" in shown.stdout
 
 
+@needs_make
 def test_settings_reach_the_command(fake_dpldm):
     """By make's arguments, by the environment and by options: the same calls."""
     words = ["--epsilon", "3", "--dataset", "mnist", "--seed", "4", "--profile", "smoke"]
@@ -355,12 +356,14 @@ def test_exit_code_passes_through(fake_dpldm):
 
 @pytest.mark.parametrize("setting", ["EPSILON=0", "EPSILON=-1", "EPSILON=nan", "EPSILON=inf", "EPSILON=x", "SEED=1.5"])
 def test_bad_number_stops_before_anything_runs(fake_dpldm, setting):
-    refused = run(fake_dpldm, "make", f"PYTHON={sys.executable}", "book", setting)
+    name, value = setting.split("=")
+    refused = script(fake_dpldm, "book", **{name: value})
     assert refused.returncode == 2
     assert "make book" in refused.stderr
     assert not (fake_dpldm / "calls").exists()
 
 
+@needs_make
 def test_misspelt_setting_is_refused(fake_dpldm):
     refused = run(fake_dpldm, "make", f"PYTHON={sys.executable}", "book", "EPSILN=3")
     assert refused.returncode == 2
@@ -368,6 +371,7 @@ def test_misspelt_setting_is_refused(fake_dpldm):
     assert not (fake_dpldm / "calls").exists()
 
 
+@needs_make
 def test_setting_is_never_run_by_a_shell(fake_dpldm):
     run(fake_dpldm, "make", f"PYTHON={sys.executable}", "book", "DATASET=mnist;touch broken", "PROFILE=`touch broken`")
     assert not (fake_dpldm / "broken").exists()
@@ -375,12 +379,13 @@ def test_setting_is_never_run_by_a_shell(fake_dpldm):
 
 def test_interrupt_ends_in_one_line_and_130(fake_dpldm):
     command = fake_dpldm / ".venv" / "bin" / "dpldm"
-    command.write_text("#!/bin/sh\nkill -INT $PPID\nsleep 0.2\n")
+    command.write_text("#!/bin/sh\nkill -INT $PPID\n")
     stopped = script(fake_dpldm, "data")
     assert stopped.returncode == 130
     assert stopped.stderr.strip() == "interrupted; the same command takes it up again"
 
 
+@needs_make
 def test_missing_python_is_named(copy):
     refused = run(copy, "make", "PYTHON=no-such-python", "test")
     assert refused.returncode != 0
@@ -391,9 +396,8 @@ def test_clean_keeps_data_and_runs(copy):
     for name in ("_build", "executed", "data", "runs"):
         (copy / name).mkdir()
     assert script(copy, "clean").returncode == 0
-    assert [(copy / name).exists() for name in ("_build", "executed", "data", "runs", ".venv")] == [False] * 2 + [
-        True
-    ] * 3
+    assert not any((copy / name).exists() for name in ("_build", "executed"))
+    assert all((copy / name).exists() for name in ("data", "runs", ".venv"))
 
 
 def test_ci_calls_make_test_with_and_without_make(copy):
@@ -410,6 +414,10 @@ def test_ci_calls_make_test_with_and_without_make(copy):
     (copy / "bin" / "make").unlink()
     second = run(Path("/"), str(copy / ".ci" / "run"), PATH=str(copy / "bin"), CI="true")
     assert (second.returncode, second.stdout) == (4, f"{copy} python3 .ci/make.py test\n")
+    (copy / "bin" / "python3").unlink()
+    third = run(Path("/"), str(copy / ".ci" / "run"), PATH=str(copy / "bin"), CI="true")
+    assert third.returncode == 127
+    assert "install it with: sudo apt install python3" in third.stderr
 
 
 # ---- workflows, citation, licence ----------------------------------------------------------------------------------
