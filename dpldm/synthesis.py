@@ -1,0 +1,293 @@
+"""The two stages under one budget: fit to private images and labels, then sample synthetic ones."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dpldm import compression, diffusion, mixture, training
+from dpldm.compression import CompressionSettings
+from dpldm.denoiser import ResidualMLP, one_hot
+from dpldm.diffusion import NoiseLevels
+from dpldm.mixture import Mixture, MixtureSettings
+from dpldm.privacy import (
+    Allowance,
+    Ledger,
+    Mechanism,
+    NoiseSource,
+    PrivacySpec,
+    PrivateData,
+    calibrate,
+    clip_rows,
+    gaussian_noise_multiplier,
+)
+from dpldm.training import FitSettings
+
+STAGE = "diffusion"
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How latents are drawn. ``guidance`` 1 is none; ``sampler`` is a key of :data:`dpldm.diffusion.SAMPLERS`."""
+
+    sampler: str = "deterministic"
+    steps: int = 16
+    guidance: float = 1.0
+    batch: int = 5_000
+
+    def __post_init__(self) -> None:
+        if self.sampler not in diffusion.SAMPLERS:
+            raise ValueError(
+                f"expected a sampler out of {', '.join(diffusion.SAMPLERS)}, got {self.sampler!r}: choose one"
+            )
+        if self.steps < 2 or self.batch < 1 or not self.guidance >= 0:
+            raise ValueError(
+                f"expected steps >= 2, batch >= 1 and guidance >= 0, got {self.steps}, {self.batch} and {self.guidance}"
+            )
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """Everything that decides a synthesizer beside the data, the budget and the seed.
+
+    The shares are of the budget's 1/σ²: ``compression_share`` for stage 1, ``mixture_share`` for the mixture that the
+    diffusion starts from; DP-SGD of the diffusion network gets what is left.
+    """
+
+    compression: CompressionSettings = field(default_factory=CompressionSettings)
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
+    levels: NoiseLevels = field(default_factory=NoiseLevels)
+    width: int = 256
+    depth: int = 2
+    draws: int = 4
+    label_dropout: float = 0.1
+    fit: FitSettings = field(default_factory=FitSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    compression_share: float = 0.15
+    mixture_share: float = 0.55
+
+    def __post_init__(self) -> None:
+        if not (self.compression_share > 0 and self.mixture_share > 0 and self.diffusion_share > 0):
+            raise ValueError(
+                f"expected positive shares with compression_share + mixture_share < 1, got {self.compression_share} and "
+                f"{self.mixture_share}: lower one"
+            )
+
+    @property
+    def diffusion_share(self) -> float:
+        return 1 - self.compression_share - self.mixture_share
+
+
+class LatentDiffusion:
+    """Two-stage private synthesizer; reading C of the paper: both stages are private and composed.
+
+    ``fit`` charges every mechanism to ``ledger``; afterwards ``ledger.epsilon(spec.delta) <= spec.epsilon``. Without a
+    ``spec`` nothing is noised or clipped and the ledger's ε is infinite.
+    """
+
+    method = "dpldm"
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        settings: SynthesisSettings,
+        spec: PrivacySpec | None,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shape, self.num_classes, self.settings, self.spec, self.seed = shape, num_classes, settings, spec, seed
+        self.device = torch.device(device)
+        self.compressor = compression.build(shape, settings.compression)
+        self.mixture: Mixture | None = None
+        self.network: ResidualMLP | None = None
+
+    # -- fitting ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """The stages of the fit, in order; each is one call of :meth:`fit_stage`."""
+        return ("compression", "diffusion")
+
+    def total_steps(self, stage: str) -> int:
+        """About how many steps a stage yields, for a progress bar."""
+        if stage == "diffusion":
+            return self.settings.fit.steps + 1
+        kind, settings = self.settings.compression.kind, self.settings.compression
+        return {"pca": 2, "refined-pca": 2 + settings.refined.fit.steps}.get(kind, settings.autoencoder.fit.steps)
+
+    def check(self, n: int) -> None:
+        """Refuse what can't work with ``n`` private images, before anything is read."""
+        batch = self.settings.fit.batch
+        if n < batch:
+            raise ValueError(f"expected at least as many images as the batch of {batch}, got {n}: lower the batch")
+        if self.spec is not None:
+            self.spec.check(n)
+            self._allowance(n)
+
+    def fit(self, data: PrivateData) -> None:
+        """All stages, one after the other."""
+        self.check(len(data))
+        for stage in self.stages:
+            for _ in self.fit_stage(stage, data):
+                pass
+
+    def fit_stage(self, stage: str, data: PrivateData) -> Iterator[int]:
+        """Fit one stage; yields the steps done. Noise and batches depend on the seed and the stage only, so a run that
+        resumes after the first stage ends as one that was never interrupted."""
+        index = self.stages.index(stage)
+        secure = self.spec is not None and self.spec.secure_mode
+        noise = NoiseSource.secure() if secure else NoiseSource.seeded(1000 * self.seed + index)
+        random = torch.Generator().manual_seed(1000 * self.seed + 500 + index)
+        with torch.random.fork_rng(devices=[]):  # the initial weights: public, but reproducible
+            torch.manual_seed(1000 * self.seed + 900 + index)
+            if stage == "compression":
+                part = self._allowance(len(data)).part(self.settings.compression_share)
+                yield from self.compressor.fit(data, part, noise, random)
+            else:
+                yield from self._fit_diffusion(data, noise, random)
+
+    def _allowance(self, n: int) -> Allowance:
+        if self.spec is None:
+            return Allowance(0.0, 1e-5)
+        if self.spec.epsilon is not None:
+            return Allowance(gaussian_noise_multiplier(self.spec.epsilon, self.spec.delta), self.spec.delta)
+        mechanism = self._template(n, self.spec.noise_multiplier or 0.0)
+        epsilon = Ledger([mechanism]).epsilon(self.spec.delta)
+        alone = gaussian_noise_multiplier(epsilon, self.spec.delta)
+        return Allowance(alone * math.sqrt(self.settings.diffusion_share), self.spec.delta)
+
+    def _template(self, n: int, noise_multiplier: float) -> Mechanism:
+        fit = self.settings.fit
+        return Mechanism(
+            "denoiser gradients", STAGE, noise_multiplier, min(1.0, fit.batch / n), fit.steps, fit.clip_norm
+        )
+
+    def _sgd_mechanism(self, data: PrivateData) -> Mechanism:
+        """DP-SGD with the least noise that keeps the whole composition within the target."""
+        if self.spec is None:
+            return self._template(len(data), 0.0)
+        if self.spec.epsilon is None:
+            return self._template(len(data), self.spec.noise_multiplier or 0.0)
+        return calibrate(data.ledger.mechanisms, self._template(len(data), 1.0), self.spec.epsilon, self.spec.delta)
+
+    def _fit_diffusion(self, data: PrivateData, noise: NoiseSource, random: torch.Generator) -> Iterator[int]:
+        settings, encode = self.settings, self.compressor.encode
+        part = self._allowance(len(data)).part(settings.mixture_share)
+        self.mixture = mixture.fit_mixture(data, encode, self.compressor.dim, settings.mixture, part, noise)
+        yield 1
+
+        mechanism = self._sgd_mechanism(data)
+        images, labels = data.read(mechanism)
+        radius = settings.mixture.clip_norm * math.sqrt(self.compressor.dim)
+        latents = clip_rows(encode(images), radius).to(self.device)
+        labels = labels.to(self.device)
+        base = self.mixture.to(self.device)
+        random = _generator_on(self.device, random)
+
+        def loss(network: torch.nn.Module, chosen: Tensor) -> Tensor:
+            known = torch.rand(len(chosen), generator=random, device=self.device) >= settings.label_dropout
+            classes = torch.where(known, labels[chosen], self.num_classes)
+
+            def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+                return _denoise(base, network, noisy, sigma, classes)
+
+            return diffusion.denoising_loss(denoise, latents[chosen], settings.levels, settings.draws, random)
+
+        network = self._build_network()
+        for step in training.fit(network, loss, len(data), mechanism, settings.fit, noise, random):
+            yield 1 + step
+        network.cpu()
+
+    def _build_network(self) -> ResidualMLP:
+        self.network = ResidualMLP(self.compressor.dim, self.num_classes, self.settings.width, self.settings.depth)
+        return self.network.to(self.device)
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
+        """Synthetic images for ``labels`` (N,), in batches (B, C, H, W) in [0, 1] in the labels' order.
+
+        Post-processing: costs no privacy, however many images are drawn.
+        """
+        sampling = sampling or self.settings.sampling
+        for index, part in enumerate(labels.split(sampling.batch)):
+            *_, latents = self.sample_latents(part, 10_000 * seed + index, sampling)
+            yield self.compressor.decode(latents.cpu())
+
+    @torch.no_grad()
+    def sample_latents(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
+        """The latents (B, dim) of one batch after every sampling step."""
+        assert self.mixture is not None
+        assert self.network is not None, "fit or restore first"
+        sampling = sampling or self.settings.sampling
+        base, network, labels = self.mixture.to(self.device), self.network.to(self.device), labels.to(self.device)
+        random = torch.Generator(self.device).manual_seed(seed)
+        noise = torch.randn(len(labels), base.dim, generator=random, device=self.device)
+        sigmas = self.settings.levels.schedule(sampling.steps).to(self.device)
+
+        def denoiser(classes: Tensor) -> diffusion.Denoise:
+            return lambda noisy, sigma: _denoise(base, network, noisy, sigma.expand(len(noisy), 1), classes)
+
+        any_class = torch.full_like(labels, self.num_classes)
+        denoise = diffusion.guided(denoiser(labels), denoiser(any_class), sampling.guidance)
+        yield from diffusion.SAMPLERS[sampling.sampler](denoise, noise, sigmas, random)
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def state(self, stage: str) -> dict[str, Tensor]:
+        """A finished stage's tensors."""
+        if stage == "compression":
+            return self.compressor.state()
+        assert self.mixture is not None
+        assert self.network is not None, "fit first"
+        prior = {f"mixture.{name}": value for name, value in self.mixture.tensors().items()}
+        return prior | {f"network.{name}": value for name, value in training.parameters_of(self.network).items()}
+
+    def restore(self, stage: str, state: dict[str, Tensor]) -> None:
+        """Put a finished stage's tensors back, in the order of :attr:`stages`."""
+        if stage == "compression":
+            return self.compressor.restore(state)
+        parts = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("mixture.")}
+        self.mixture = Mixture(**parts)
+        weights = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("network.")}
+        self._build_network().load_state_dict(weights)
+        return None
+
+
+def _denoise(base: Mixture, network: torch.nn.Module, noisy: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+    """The mixture's exact denoiser plus the network's correction; ``noisy`` (B, …, d), ``sigma`` (B, …, 1)."""
+    with torch.no_grad():
+        estimate = base.denoise(noisy, sigma, classes)
+    hot = one_hot(classes, base.num_classes)
+    hot = hot.view(len(hot), *[1] * (noisy.dim() - 2), -1).expand(*noisy.shape[:-1], -1)
+    return estimate + diffusion.precondition(sigma).out * network(noisy, estimate, sigma, hot)
+
+
+def _generator_on(device: torch.device, random: torch.Generator) -> torch.Generator:
+    if device.type == "cpu":
+        return random
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=random)))
+
+
+def smoke(settings: SynthesisSettings) -> SynthesisSettings:
+    """The same settings at toy size, for tests."""
+    tiny = FitSettings(steps=5, batch=200, physical_batch=128)
+    chosen = settings.compression
+    return replace(
+        settings,
+        compression=replace(
+            chosen,
+            pca=replace(chosen.pca, dim=8, frequencies=8),
+            refined=replace(chosen.refined, pca=replace(chosen.pca, dim=8, frequencies=8), width=16, fit=tiny),
+            autoencoder=replace(chosen.autoencoder, dim=8, width=16, fit=tiny, public_images=300),
+        ),
+        mixture=replace(settings.mixture, components=2, iterations=2),
+        width=32,
+        depth=1,
+        fit=tiny,
+        sampling=replace(settings.sampling, steps=4),
+    )
