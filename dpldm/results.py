@@ -570,10 +570,11 @@ def to_text(frame: pd.DataFrame) -> str:
         epsilon = "none" if math.isinf(row["epsilon"]) else f"{row['epsilon']:.3g}"
         lines.append([f"[{number}]", row["dataset"], method, epsilon, row["profile"], str(row["seeds"]),
                       *accuracies, *distances, _duration(row["seconds"])])  # fmt: skip
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]  # taken by no run
+    widths = [max(map(_width, column)) for column in columns]
     left = {0, 1, 2, 4}  # words; numbers go to the right
     aligned = []
-    for line in lines:
+    for line in zip(*columns, strict=True):
         cells = []
         for position, (cell, width) in enumerate(zip(line, widths, strict=True)):
             room = " " * (width - _width(cell))
