@@ -484,7 +484,7 @@ def _run(command: Sequence[str], folder: Path, size: int | None = None) -> None:
             arrived, last_arrival = 0, time.monotonic()
             while process.poll() is None:
                 before, arrived = arrived, _size_below(folder)
-                bar.update(arrived - before)
+                bar.update(min(arrived, size or arrived) - bar.n)  # a copy on its way counts twice
                 if arrived != before:
                     last_arrival = time.monotonic()
                 if time.monotonic() - last_arrival > STALL_SECONDS:

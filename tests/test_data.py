@@ -639,6 +639,9 @@ def test_bad_folders_are_refused_and_the_file_is_named(tmp_path):
     def truncated(folder):
         (folder / "class 1/002.png").write_bytes(png.getvalue()[:-40])
 
+    def other_format(folder):
+        Image.fromarray(image).save(folder / "class 1/002.png", "gif")
+
     def larger(folder):
         Image.fromarray(pixels((9, 9))).save(folder / "class 2/large.png")
 
@@ -680,6 +683,7 @@ def test_bad_folders_are_refused_and_the_file_is_named(tmp_path):
     cases = [
         (text, r"class 1.002\.png can't be read as an image"),
         (truncated, r"class 1.002\.png can't be read as an image"),
+        (other_format, r"class 1.002\.png can't be read as an image"),
         (larger, r"large\.png: expected grey 8 x 8 like the first image, got grey 9 x 9"),
         (too_large, r"large\.png: expected a side of 8 to 64 pixels, got 65 x 65"),
         (oblong, r"large\.png: expected square images, got 8 x 9"),
