@@ -5,6 +5,7 @@ private images only inside another mechanism: a private encoder does not make th
 everything computed from it is post-processing.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ class Perceptron(nn.Sequential):
 
     def __init__(self, *sizes: int, zero: bool = False) -> None:
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         super().__init__(*layers[:-1])
         if zero:
@@ -263,8 +264,8 @@ class Autoencoder:
             {"encoder": Perceptron(size, width, self.dim), "decoder": Perceptron(self.dim, width, size)}
         )
 
-    def _encode(self, network: nn.Module, images: Tensor) -> Tensor:
-        code = network["encoder"](images.flatten(1) - 0.5)  # type: ignore[index]
+    def _encode(self, network: Any, images: Tensor) -> Tensor:
+        code = network["encoder"](images.flatten(1) - 0.5)
         return code / code.square().mean(1, keepdim=True).add(1e-6).sqrt()
 
     def fit(
@@ -283,7 +284,7 @@ class Autoencoder:
 
     def _loss(self, images: Tensor) -> training.PerExampleLoss:
         def loss(network: nn.Module, chosen: Tensor) -> Tensor:
-            inner = getattr(network, "_module", network)
+            inner: Any = getattr(network, "_module", network)
             decoded = inner["decoder"](self._encode(inner, images[chosen])) + 0.5
             return (decoded - images[chosen].flatten(1)).square().sum(1)
 

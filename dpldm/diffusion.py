@@ -4,6 +4,7 @@ Nothing here knows about privacy or files. A *denoiser* is any callable ``denois
 the expected clean latents given noisy ones; latents have unit scale (``sigma_data = 1``).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def deterministic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch
     ``random`` is unused: the samplers share one signature.
     """
     x = noise * sigmas[0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         slope = (x - denoise(x, sigma)) / sigma
         moved = x + (following - sigma) * slope
         if following > 0:
@@ -118,7 +119,7 @@ def stochastic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Ge
     Arguments as for :func:`deterministic`; forgives errors of the denoiser at the price of more steps.
     """
     x = noise * sigmas[0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         ratio = (following / sigma) ** 2
         clean = denoise(x, sigma)
         x = clean + ratio * (x - clean)
@@ -129,7 +130,7 @@ def stochastic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Ge
 def churn(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator) -> Iterator[Tensor]:
     """Heun's method with noise added before each step (Karras et al. 2022, algorithm 2, with its full churn √2 - 1)."""
     x, gamma = noise * sigmas[0], math.sqrt(2) - 1
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         raised = sigma * (1 + gamma)
         x = x + (raised**2 - sigma**2).sqrt() * torch.randn(x.shape, generator=random, device=x.device)
         slope = (x - denoise(x, raised)) / raised

@@ -119,9 +119,9 @@ def fit_mixture(
 ) -> Mixture:
     """Fit a mixture to the latents of private images by noisy EM (after Park et al. 2017, DP-EM).
 
-    Two mechanisms, both full-batch Gaussian: "latent second moments" releases Σ z zᵀ of every class once; "latent sums"
-    releases, in each of ``iterations`` rounds, every component's count and sum of z. An image adds to one class only and
-    its responsibilities r sum to 1, so with ‖z‖ ≤ R it moves all of a round's numbers together by at most
+    Two mechanisms, both full-batch Gaussian: "latent second moments" releases Σ z zᵀ of every class once; "latent
+    sums" releases, in each of ``iterations`` rounds, every component's count and sum of z. An image adds to one class
+    only and its responsibilities r sum to 1, so with ‖z‖ ≤ R it moves all of a round's numbers together by at most
     √(R² + a²)·‖r‖ ≤ √(R² + a²), with the count scaled by a = R/2, and the second moments by R². Covariances come from
     both by the law of total covariance, shrunk towards the classes' average by how noisy they are (James-Stein).
 

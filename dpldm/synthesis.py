@@ -71,8 +71,8 @@ class SynthesisSettings:
     def __post_init__(self) -> None:
         if not (self.compression_share > 0 and self.mixture_share > 0 and self.diffusion_share > 0):
             raise ValueError(
-                f"expected positive shares with compression_share + mixture_share < 1, got {self.compression_share} and "
-                f"{self.mixture_share}: lower one"
+                "expected positive shares with compression_share + mixture_share < 1, got "
+                f"{self.compression_share} and {self.mixture_share}: lower one"
             )
 
     @property

@@ -7,6 +7,7 @@ loss: the loss of a private run is itself computed from private data and no mech
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -63,14 +64,12 @@ class Average:
 class NoisyOptimizer(DPOptimizerFastGradientClipping):
     """Opacus' optimizer with the library's own noise source, so that every mechanism draws its noise in one place."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, noise: NoiseSource, mechanism: Mechanism, batch: float
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, noise: NoiseSource, mechanism: Mechanism, batch: Any) -> None:
         super().__init__(
             optimizer=optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
-            expected_batch_size=batch,  # type: ignore[arg-type]  # the expectation of a Poisson batch is no integer
+            expected_batch_size=batch,  # an expectation: not the whole number of Opacus' annotation
         )
         self.noise = noise
 
