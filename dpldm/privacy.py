@@ -725,8 +725,9 @@ def statement(record: Mapping[str, Any]) -> dict[str, Any]:
     if epsilon is None or not ledger.mechanisms:
         raise PrivacyError("this run is not differentially private (epsilon is null or no mechanism is listed)")
     _require(_is_number(epsilon) and epsilon >= 0, "epsilon of 0 or more in the record", epsilon)
-    _require(isinstance(delta, float), "delta in the record", delta)
-    recomputed = ledger.epsilon(float(delta or 0))
+    if not isinstance(delta, float):
+        raise PrivacyError(f"expected delta between 0 and 1 in the record, got {delta!r}")
+    recomputed = ledger.epsilon(delta)
     if recomputed > epsilon * (1 + 1e-3):
         raise PrivacyError(f"the record claims epsilon={epsilon:g}, but its mechanisms spend {recomputed:g}")
     return {

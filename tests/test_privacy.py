@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
-from scipy.optimize import brentq
 
 from dpldm import privacy
 from dpldm.privacy import (
@@ -107,13 +106,13 @@ def test_split_refuses(shares):
 
 @pytest.mark.parametrize(("noise_multiplier", "sample_rate"), [(0.7, 0.1), (1.2, 0.5), (0.9, 0.01)])
 def test_one_subsampled_step_is_the_integral_of_the_privacy_loss(noise_multiplier, sample_rate):
-    def both_directions(epsilon):
+    def worse_direction(epsilon):
         return max(integrated_delta(noise_multiplier, sample_rate, epsilon, remove) for remove in (True, False))
 
-    exact = brentq(lambda epsilon: both_directions(epsilon) - DELTA, 1e-3, 20, xtol=1e-5)
     for accountant in ("prv", "pld"):
-        answer = ledger((noise_multiplier, sample_rate)).epsilon(DELTA, accountant)
-        assert exact - 1e-5 <= answer <= 1.01 * exact, accountant
+        epsilon = ledger((noise_multiplier, sample_rate)).epsilon(DELTA, accountant)
+        assert worse_direction(epsilon) <= DELTA * (1 + 1e-4), accountant
+        assert worse_direction(0.99 * epsilon) > DELTA, accountant
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -150,24 +149,35 @@ def test_prv_and_pld_agree(parts):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("epsilon", [0.05, 1.0, 20.0])
 @pytest.mark.parametrize("steps", [1, 100, 20_000])
 @pytest.mark.parametrize("sample_rate", [0.001, 0.01, 0.1, 0.5, 1.0])
 def test_prv_and_pld_agree_at_extremes(epsilon, steps, sample_rate):
     found = calibrate([], mechanism(1.0, sample_rate, steps), epsilon, DELTA)
-    assert 0.98 * epsilon <= Ledger([found]).epsilon(DELTA) <= epsilon
+    spent = Ledger([found]).spent(DELTA)
+    assert 0.98 * epsilon <= spent.epsilon <= epsilon
     agree((found.noise_multiplier, sample_rate, steps))
     agree((2 * gaussian_noise_multiplier(epsilon, DELTA),), (found.noise_multiplier, sample_rate, steps))
+    if spent.accountant == "pld":  # PRV's error bar is too wide; the middle of it must still agree
+        assert opacus_prv([(found.noise_multiplier, sample_rate, steps)], 0.002) - 0.002 == pytest.approx(
+            spent.epsilon, rel=0.01
+        )
+
+
+def opacus_prv(history: list[tuple[float, float, int]], error: float) -> float:
+    """The upper end of the error bar by Opacus' accountant, left to itself."""
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = history
+    return accountant.get_epsilon(DELTA, eps_error=error)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_opacus_own_accountant_gives_the_same_epsilon():
-    from opacus.accountants import PRVAccountant
-
-    opacus = PRVAccountant()
-    opacus.history = [(20.0, 1.0, 1), (1.5, 0.1, 200)]
-    expected = opacus.get_epsilon(DELTA, eps_error=0.005)
-    assert ledger(*opacus.history).epsilon(DELTA) == pytest.approx(expected, abs=0.01)
+    parts = [(20.0, 1.0, 1), (1.5, 0.1, 200)]
+    assert ledger(*parts).epsilon(DELTA) == pytest.approx(opacus_prv(parts, 0.005), abs=0.01)
 
 
 def test_rdp_is_clearly_looser_for_one_small_sample():
@@ -261,7 +271,7 @@ def test_calibrate_reaches_the_target_and_no_more(epsilon, sample_rate, steps, s
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.floats(0.05, 20),
     st.floats(0.001, 0.6),
