@@ -1,0 +1,390 @@
+"""The command `dpldm`: thin doors to the library.
+
+The library is imported inside the commands, so that help and mistyped options are answered at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpldm.experiment import Experiment
+    from dpldm.synthesis import SamplingSettings, SynthesisSettings
+
+FAILED, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 after an error, 130 after Ctrl-C.
+
+    What went wrong is one line on standard error; results go to standard output, progress to standard error.
+    """
+    given = _parser().parse_args(argv)
+    try:
+        given.command(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `dpldm records | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"dpldm: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt as interrupt:
+        print(f"\ndpldm: {interrupt or 'stopped'}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        text = "out of memory: use fewer images, or a machine with more"
+    return " ".join(text.split()) or type(error).__name__
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def _run(given: argparse.Namespace) -> None:
+    from dpldm.privacy import PrivacySpec
+
+    epsilon = _epsilon(given)
+    if epsilon is not None or given.noise_multiplier is not None:
+        PrivacySpec(epsilon, given.delta, given.noise_multiplier)  # a bad budget is refused before the slow imports
+    from dpldm import experiment
+
+    folders = experiment.Folders(records=given.out, runs=given.runs)
+    with _progress() as progress:
+        record = experiment.run(_experiment(given, epsilon), folders, progress, given.force)
+    print(experiment.summary(record, folders))
+
+
+def _epsilon(given: argparse.Namespace) -> float | None:
+    if given.non_private or given.noise_multiplier is not None:
+        return None
+    return DEFAULT_EPSILON if given.epsilon is None else given.epsilon[0]
+
+
+def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment":
+    from dataclasses import replace
+
+    from dpldm.experiment import Experiment
+
+    base = Experiment(
+        dataset=given.dataset or given.data,
+        epsilon=epsilon,
+        noise_multiplier=given.noise_multiplier,
+        delta=given.delta,
+        secure_mode=given.secure,
+        method=given.method,
+        profile=given.profile,
+        seed=given.seed,
+        n_synthetic=given.n_synthetic,
+        test_data=given.test_data,
+        device=given.device,
+    ).resolved()
+    assert base.settings is not None
+    assert base.evaluation is not None
+    scoring = base.evaluation
+    if given.classifier_seeds is not None:
+        scoring = replace(scoring, classifier_seeds=given.classifier_seeds)
+    return replace(base, settings=_changed(base.settings, given), evaluation=scoring)
+
+
+def _changed(settings: "SynthesisSettings", given: argparse.Namespace) -> "SynthesisSettings":
+    """The profile's settings with what was said on the command line."""
+    from dataclasses import replace
+
+    compression = settings.compression
+    if given.compressor is not None:
+        compression = replace(compression, kind=given.compressor)
+    fit = settings.fit if given.batch is None else replace(settings.fit, batch=given.batch)
+    return replace(settings, compression=compression, fit=fit, sampling=_sampling(settings.sampling, given))
+
+
+def _sampling(sampling: "SamplingSettings", given: argparse.Namespace) -> "SamplingSettings":
+    from dataclasses import replace
+
+    said = {name: getattr(given, name) for name in ("sampler", "guidance")}
+    said["steps"] = given.sampling_steps
+    return replace(sampling, **{name: value for name, value in said.items() if value is not None})
+
+
+# --- sample, evaluate -------------------------------------------------------------------------------------------------
+
+
+def _sample(given: argparse.Namespace) -> None:
+    from dpldm import experiment, results
+
+    if given.n < 1:
+        raise ValueError(f"expected 1 or more images, got --n {given.n}: raise it")
+    if given.out.suffix != ".npz":
+        raise ValueError(f"{given.out}: expected a file name that ends in .npz: rename it")
+    saved = experiment.load_synthesizer(given.model, experiment.choose_device(given.device))
+    labels = _labels(given.labels, given.n, saved.class_names)
+    sampling = _sampling(saved.settings.sampling, given)
+    said = experiment.statement(saved.privacy)
+    results.check_writable(given.out.parent)
+    seed = saved.seed if given.seed is None else given.seed
+    with _progress() as progress:
+        images = experiment.sample(saved, labels, seed, sampling, progress)
+    grid = experiment.write_samples(given.out, images, labels, saved)
+    print(f"{len(images):,} images in {given.out}, a grid of them in {grid}\nprivacy: {said['claim']}")
+
+
+def _labels(wanted: str, n: int, names: Sequence[str]) -> Any:
+    """Labels from the command line: "balanced", or class numbers or names with commas between them, in turn."""
+    from dpldm.experiment import balanced_labels
+
+    if wanted == "balanced":
+        return balanced_labels(n, len(names))
+    chosen = []
+    for word in wanted.split(","):
+        if word in names:
+            chosen.append(list(names).index(word))
+        elif word.isascii() and word.isdigit() and int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            expected = f"balanced, or classes out of 0 to {len(names) - 1} ({', '.join(names)})"
+            raise ValueError(f"unknown class {word!r} in --labels: expected {expected}")
+    import torch
+
+    return torch.tensor(chosen)[balanced_labels(n, len(chosen))]
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    from dpldm import data, evaluation, results
+    from dpldm.experiment import PROFILES, ExperimentError, choose_device, scores_in_words
+
+    if given.profile not in PROFILES:
+        raise ExperimentError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")
+    synthetic = data.load_own(given.file)
+    device = choose_device(given.device)
+    if given.json is not None:
+        results.check_writable(given.json.parent)
+    train, test = data.load(given.dataset, "train"), data.load(given.dataset, "test")
+    settings = PROFILES[given.profile].evaluation
+    with _progress() as progress:
+        metrics = evaluation.evaluate(
+            synthetic.images,
+            synthetic.labels,
+            train,
+            test,
+            settings,
+            device,
+            given.seed,
+            progress=lambda share, _: progress.track("evaluation", share),
+        )
+    print("\n".join(scores_in_words(metrics)))
+    print(f"precision: {metrics['precision']:.3f}, recall {metrics['recall']:.3f}, coverage {metrics['coverage']:.3f}")
+    if given.json is not None:
+        text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
+        results.write_atomically(given.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        print(f"all scores: {given.json}")
+
+
+# --- records, data, privacy -------------------------------------------------------------------------------------------
+
+
+def _records(given: argparse.Namespace) -> None:
+    from dpldm import results
+
+    if not given.folder.is_dir() and given.folder != RECORDS:
+        raise ValueError(f"{given.folder}: expected a folder of records, found none: name another with --folder")
+    table = results.table(results.read_all(given.folder))
+    if given.json:
+        print(table.to_json(orient="records", force_ascii=False, indent=1, double_precision=15))
+    elif given.csv:
+        print(table.to_csv(index=False), end="")
+    else:
+        print(results.to_text(table))
+
+
+def _data(given: argparse.Namespace) -> None:
+    from dpldm import data
+
+    if given.action == "list":
+        for status in data.list_datasets():
+            facts = f"{status.size / 1e6:.0f} MB, {status.licence}, {status.homepage}"
+            print(f"{status.name:<14} {status.state:<8} {status.folder} ({facts})")
+        return
+    if not given.names:
+        raise ValueError(f"expected a dataset to {given.action}: {' or '.join(data.DATASETS)}")
+    act = data.fetch if given.action == "fetch" else data.verify
+    for name in given.names:
+        print("\n".join(act(name)))
+
+
+def _privacy(given: argparse.Namespace) -> None:
+    from dpldm import privacy, results
+
+    path = given.record if given.record.exists() else RECORDS / given.record
+    record = results.read(path)
+    said, ledger = privacy.statement(record["privacy"]), privacy.from_record(record["privacy"])
+    print(f"{path.name}\n{said['claim']}")
+    print(f"Neighbours: {said['relation']}. Sampling: {said['sampling']}. Public: {', '.join(said['public'])}.")
+    print("It holds if:", *said["assumptions"], sep="\n  - ")
+    print("Mechanisms:")
+    for mechanism in ledger.mechanisms:
+        print(
+            f"  {mechanism.stage:<12} {mechanism.name:<24} noise multiplier {mechanism.noise_multiplier:.4g}, "
+            f"sample rate {mechanism.sample_rate:.4g}, {mechanism.steps} × sensitivity {mechanism.sensitivity:.4g}"
+        )
+    names: dict[privacy.Accountant, str] = {"prv": "PRV (reported)", "rdp": "RDP (looser)", "pld": "PLD (independent)"}
+    for accountant, name in names.items():
+        print(f"ε by {name:<18} {ledger.epsilon(said['delta'], accountant):.4f} at δ = {said['delta']:g}")
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def _progress() -> Any:
+    """A bar with the time left on a terminal, otherwise only lines; a context, in which it is a `Progress`."""
+    from contextlib import contextmanager
+
+    from tqdm import tqdm
+
+    from dpldm.experiment import Progress
+
+    class Lines(Progress):
+        def say(self, line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+    class Bar(Progress):
+        stage, bar = "", None
+
+        def say(self, line: str) -> None:
+            tqdm.write(line, file=sys.stderr)
+
+        def track(self, stage: str, share: float) -> None:
+            if self.bar is None or stage != self.stage:
+                self.close()
+                look = "{desc:<12} {percentage:3.0f}% |{bar}| {remaining} left"
+                self.stage, self.bar = stage, tqdm(total=1.0, desc=stage, leave=False, bar_format=look)
+            self.bar.update(share - self.bar.n)
+            if share >= 1:
+                self.close()
+
+        def close(self) -> None:
+            if self.bar is not None:
+                self.bar.close()
+            self.bar = None
+
+    @contextmanager
+    def context() -> Any:
+        progress: Progress = Bar() if sys.stderr.isatty() else Lines()
+        try:
+            yield progress
+        finally:
+            if isinstance(progress, Bar):
+                progress.close()
+
+    return context()
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+RECORDS, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("runs"), 10.0
+
+
+def _epsilon_or_none(text: str) -> tuple[float | None]:
+    return (None,) if text == "none" else (float(text),)
+
+
+_epsilon_or_none.__name__ = "number, or none,"  # what argparse calls it in "invalid … value"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dpldm", description="Differentially private synthetic images by latent diffusion.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, action: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        added.set_defaults(command=action)
+        return added
+
+    _add_run(command("run", _run, "Fit a private synthesizer, draw images, score them, write a record."))
+    _add_sample(command("sample", _sample, "Draw images from a saved synthesizer; costs no privacy."))
+    _add_evaluate(command("evaluate", _evaluate, "Score any .npz of images and labels against real ones."))
+    _add_records(command("records", _records, "Show all records as a table."))
+    _add_data(command("data", _data, "List, fetch or verify the public data sets."))
+    shown = command("privacy", _privacy, "Say what a record's privacy means, with ε by three accountants.")
+    shown.add_argument("record", type=Path, metavar="RECORD", help="a record, or its name in book/records")
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    source = run.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", metavar="NAME", help="mnist or fashion_mnist")
+    source.add_argument("--data", type=Path, metavar="PATH", help="your own images: .npz, or a folder per class")
+    budget = run.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--epsilon", type=_epsilon_or_none, metavar="E", help=f"total budget ε, or none (default {DEFAULT_EPSILON:g})"
+    )
+    budget.add_argument("--noise-multiplier", type=float, metavar="S", help="noise of the diffusion instead of ε")
+    budget.add_argument("--non-private", action="store_true", help="no noise, no privacy: the same as --epsilon none")
+    run.add_argument("--delta", type=float, default=1e-5, metavar="D", help="δ, below 1/N (default 1e-5)")
+    run.add_argument("--secure", action="store_true", help="noise from the operating system, not from the seed")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default 0)")
+    run.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
+    run.add_argument("--method", default="dpldm", metavar="NAME", help="default dpldm")
+    run.add_argument(
+        "--compressor", metavar="NAME", help="stage 1: pca, refined-pca, autoencoder or public-autoencoder"
+    )
+    run.add_argument("--batch", type=int, metavar="N", help="expected batch of the diffusion, at most the images")
+    _add_sampling(run)
+    run.add_argument("--n-synthetic", type=int, metavar="N", help="images to draw (default: 60,000; smoke: 1,000)")
+    run.add_argument("--test-data", type=Path, metavar="PATH", help="real images to score the synthesis of --data with")
+    run.add_argument("--classifier-seeds", type=int, metavar="N", help="classifiers of each kind to score with")
+    run.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of records (default {RECORDS})")
+    run.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages and images (default {RUNS})")
+    run.add_argument("--force", action="store_true", help="begin anew even if the record exists")
+
+
+def _add_sampling(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--sampler", metavar="NAME", help="deterministic, stochastic or churn")
+    flag = "--steps" if added.prog.endswith("sample") else "--sampling-steps"
+    added.add_argument(flag, dest="sampling_steps", type=int, metavar="N", help="of the sampler")
+    added.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance; 1 is none")
+    _add_device(added)
+
+
+def _add_device(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda or mps")
+
+
+def _add_sample(sample: argparse.ArgumentParser) -> None:
+    sample.add_argument("model", type=Path, metavar="MODEL", help="a synthesizer.safetensors")
+    sample.add_argument("--n", type=int, default=1_000, metavar="N", help="images to draw (default 1,000)")
+    sample.add_argument("--labels", default="balanced", metavar="L", help="balanced (default), or classes: 3 or 3,5")
+    sample.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz; a .png grid goes beside it")
+    sample.add_argument("--seed", type=int, metavar="N", help="default: that of the run")
+    _add_sampling(sample)
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("file", type=Path, metavar="FILE", help=".npz with `images` and `labels`")
+    evaluate.add_argument("--dataset", required=True, metavar="NAME", help="mnist or fashion_mnist")
+    evaluate.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="of the classifiers (default 0)")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all scores there")
+    _add_device(evaluate)
+
+
+def _add_records(records: argparse.ArgumentParser) -> None:
+    records.add_argument("--folder", type=Path, default=RECORDS, metavar="FOLDER", help=f"default {RECORDS}")
+    form = records.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON, every value")
+    form.add_argument("--csv", action="store_true", help="as CSV, every value")
+
+
+def _add_data(data: argparse.ArgumentParser) -> None:
+    data.add_argument("action", nargs="?", choices=("list", "fetch", "verify"), default="list")
+    data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist")

@@ -1,0 +1,773 @@
+"""One frozen description → one run → one record. The join of data, synthesis, evaluation and results.
+
+A run checks everything that can be checked first, then works in stages ("compression", "diffusion", "samples", and one
+per part of the evaluation). Every finished stage is kept, so an interrupted run goes on after the last of them and ends
+with the record of a run that was never interrupted. Private images are seen only through `PrivateData`; the evaluation
+reads real images directly and is part of no guarantee.
+"""
+
+import hashlib
+import hmac
+import math
+import os
+import re
+import secrets
+import time
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dpldm import data as datasets
+from dpldm import evaluation, privacy, results
+from dpldm.data import ImageData
+from dpldm.evaluation import EVALUATION, EvaluationSettings
+from dpldm.privacy import Ledger, Mechanism, PrivacySpec, PrivateData
+from dpldm.results import RecordError, StageFolder
+from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
+from dpldm.training import FitSettings
+
+SAMPLES = "samples"
+GRID_COLUMNS = 10  # images of each class on a sample grid
+LARGEST_SEED = 10**9
+UNCOVERED = "computed from real images directly; not covered by the privacy guarantee"
+NOT_PRIVATE = {
+    "epsilon": None,
+    "claim": "No differential privacy: this run was made without noise. Treat what it gives like the real images.",
+}
+
+
+class ExperimentError(ValueError):
+    """A run that can't be made as described, or a saved synthesizer that can't be read. One line."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was interrupted; `folder` keeps its finished stages."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"stopped; finished stages are kept in {folder}, run the same command to go on")
+        self.folder = folder
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+class Synthesizer(Protocol):
+    """What a method has to offer; `LatentDiffusion` says what each part means."""
+
+    @property
+    def stages(self) -> typing.Sequence[str]: ...
+    def total_steps(self, stage: str) -> int: ...
+    def check(self, n: int) -> None: ...
+    def fit_stage(self, stage: str, data: PrivateData) -> Iterator[int]: ...
+    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]: ...
+    def state(self, stage: str) -> dict[str, Tensor]: ...
+    def restore(self, stage: str, state: dict[str, Tensor]) -> None: ...
+
+
+# name → constructor from (image shape, number of classes, settings, budget or None, seed, device)
+METHODS: dict[str, Callable[..., Synthesizer]] = {LatentDiffusion.method: LatentDiffusion}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much work a run is. ``limit``: most real images used of each split (None: all), a choice that depends on
+    nothing private; ``n_synthetic``: images to draw; ``evaluation``: how they are scored."""
+
+    limit: int | None
+    n_synthetic: int
+    evaluation: EvaluationSettings
+
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(2_000, 1_000, replace(EVALUATION["smoke"], classifier_seeds=1)),
+    "quick": Profile(None, 60_000, EVALUATION["quick"]),
+    "paper": Profile(None, 60_000, EVALUATION["paper"]),
+}
+
+
+def settings_for(profile: str, dataset: str, epsilon: float | None) -> SynthesisSettings:
+    """The synthesizer's settings in a profile. ``epsilon`` None: without privacy, or with the noise given instead."""
+    if profile == "smoke":
+        return smoke(SynthesisSettings())
+    if profile == "paper":
+        fit = FitSettings(steps=2_000, batch=4_096, physical_batch=4_096, ema_decay=0.995)
+        sampling = SamplingSettings(steps=32)
+        return replace(SynthesisSettings(), width=512, depth=3, draws=16, fit=fit, sampling=sampling)
+    return SynthesisSettings()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, described. `replace(base, epsilon=1.0)` describes another one.
+
+    dataset: a key of `dpldm.data.DATASETS`, or the path of your own images (see `dpldm.data.load_own`).
+    epsilon: target ε; None with a ``noise_multiplier``, or with neither for a run that is not private.
+    noise_multiplier: noise of the diffusion stage instead of a target, > 0. delta: δ in (0, 1/N).
+    secure_mode: noise from the operating system's cryptographic generator; such a run can't be repeated exactly.
+    method: a key of `METHODS`. profile: a key of `PROFILES`. seed: 0 to 10⁹, of everything random.
+    settings, evaluation, n_synthetic: None for what the profile says.
+    test_data: real images to score your own data's synthesis with; without them it is not scored.
+    device: "auto" (CUDA, then Apple MPS, then the CPU) or a torch device.
+
+    Raises:
+        ValueError: in one line, the first thing that is wrong.
+    """
+
+    dataset: str | Path
+    epsilon: float | None
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
+    secure_mode: bool = False
+    method: str = "dpldm"
+    profile: str = "quick"
+    seed: int = 0
+    settings: SynthesisSettings | None = None
+    evaluation: EvaluationSettings | None = None
+    n_synthetic: int | None = None
+    test_data: Path | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("profile", PROFILES)):
+            if getattr(self, name) not in known:
+                raise ExperimentError(f"unknown {name} {getattr(self, name)!r}: expected {' or '.join(known)}")
+        if isinstance(self.dataset, str) and self.dataset not in datasets.DATASETS:
+            expected = f"expected {' or '.join(datasets.DATASETS)}, or your own images with --data PATH"
+            raise ExperimentError(f"unknown dataset {self.dataset!r}: {expected}")
+        if self.test_data is not None and not isinstance(self.dataset, Path):
+            raise ExperimentError("test images of your own go with training images of your own: give both or neither")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ExperimentError(f"expected a seed from 0 to {LARGEST_SEED}, got {self.seed}: choose another")
+        if self.noise_multiplier == 0:
+            raise ExperimentError("expected a noise multiplier above 0, got 0: ask for a non-private run by its name")
+        if self.n_synthetic is not None and self.n_synthetic < 1:
+            raise ExperimentError(f"expected 1 or more synthetic images, got {self.n_synthetic}: raise the number")
+        _ = self.spec
+
+    @property
+    def spec(self) -> PrivacySpec | None:
+        """The budget; None for a run that is not private."""
+        if self.epsilon is None and self.noise_multiplier is None:
+            return None
+        return PrivacySpec(self.epsilon, self.delta, self.noise_multiplier, self.secure_mode)
+
+    def resolved(self) -> "Experiment":
+        """The same experiment with every setting of its profile written out."""
+        profile = PROFILES[self.profile]
+        return replace(
+            self,
+            settings=self.settings or settings_for(self.profile, str(self.dataset), self.epsilon),
+            evaluation=self.evaluation or profile.evaluation,
+            n_synthetic=self.n_synthetic or profile.n_synthetic,
+        )
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things lie. ``data`` None: see `dpldm.data.data_folder`."""
+
+    records: Path = Path("book/records")
+    runs: Path = Path("runs")
+    data: Path | None = None
+
+
+class Progress:
+    """What a run tells while it works; this one keeps quiet."""
+
+    def say(self, line: str) -> None:
+        """One line for the reader."""
+
+    def track(self, stage: str, share: float) -> None:
+        """That share (0 to 1) of a stage is done; may be called from any thread."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device to work on: the one named, or the best there is.
+
+    Raises:
+        ExperimentError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExperimentError(f"device {name!r} can't be used here ({reason}): use auto, cpu, cuda or mps") from None
+    return device
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose, so that no two parts of a run draw the same random numbers."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big")
+
+
+def balanced_labels(n: int, num_classes: int) -> Tensor:
+    """Class numbers 0, 1, …, 0, 1, …: (n,), as equal in number as can be, without a look at the real ones.
+
+    >>> balanced_labels(5, 3).tolist()
+    [0, 1, 2, 0, 1]
+    """
+    return torch.arange(n) % num_classes
+
+
+# --- everything that is known before the work -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checked experiment with what it works on."""
+
+    experiment: Experiment
+    settings: SynthesisSettings
+    train: ImageData
+    test: ImageData | None
+    synthesizer: Synthesizer
+    labels: Tensor
+    device: torch.device
+    description: dict[str, Any]
+    record_path: Path
+    stages: StageFolder
+
+    @property
+    def model_path(self) -> Path:
+        return self.stages.path / "synthesizer.safetensors"
+
+    @property
+    def images_path(self) -> Path:
+        return self.stages.path / "synthetic.npz"
+
+
+def _prepare(experiment: Experiment, folders: Folders) -> _Job:
+    """Load the data and check all that can be checked; writes nothing but missing public data."""
+    experiment = experiment.resolved()
+    assert experiment.settings is not None
+    assert experiment.n_synthetic is not None
+    device = choose_device(experiment.device)
+    train, test = _load(experiment, folders)
+    build = METHODS[experiment.method]
+    synthesizer = build(
+        train.image_shape, train.num_classes, experiment.settings, experiment.spec, experiment.seed, device
+    )
+    synthesizer.check(len(train))
+    labels = balanced_labels(experiment.n_synthetic, train.num_classes)
+    if test is not None:
+        some = torch.zeros(1).expand(len(labels), *train.image_shape)
+        evaluation.check_synthetic(some, labels, train, test)
+        if os.environ.get(evaluation.INCEPTION_VARIABLE):
+            evaluation.find_inception_weights()
+    description = _description(experiment, train, test, synthesizer, folders)
+    record_path = folders.records / results.record_name(description)
+    stages = StageFolder(folders.runs / record_path.stem)
+    return _Job(
+        experiment, experiment.settings, train, test, synthesizer, labels, device, description, record_path, stages
+    )
+
+
+def _load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageData | None]:
+    """Training images, and test images where the run is to be scored."""
+    test = None
+    if isinstance(experiment.dataset, Path):
+        train = datasets.load_own(experiment.dataset)
+        if experiment.test_data is not None:
+            test = datasets.load_own(experiment.test_data)
+            if (test.image_shape, test.class_names) != (train.image_shape, train.class_names):
+                raise ExperimentError(
+                    f"test images differ from the training images: expected {train.image_shape} and classes "
+                    f"{', '.join(train.class_names)}, got {test.image_shape} and {', '.join(test.class_names)}"
+                )
+    else:
+        train = datasets.load(experiment.dataset, "train", folders.data)
+        test = datasets.load(experiment.dataset, "test", folders.data)
+    limit = PROFILES[experiment.profile].limit
+    return _limited(train, limit), test and _limited(test, limit)
+
+
+def _limited(images: ImageData, limit: int | None) -> ImageData:
+    """At most ``limit`` images, chosen at random and always the same: the choice depends on their number only."""
+    if limit is None or len(images) <= limit:
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images.subset(order[:limit])
+
+
+def _description(
+    experiment: Experiment, train: ImageData, test: ImageData | None, synthesizer: Synthesizer, folders: Folders
+) -> dict[str, Any]:
+    """What defines the run, in the form of a record."""
+    assert experiment.settings is not None
+    assert experiment.evaluation is not None
+    spec = experiment.spec
+    own = isinstance(experiment.dataset, Path)
+    asked: dict[str, Any] = {"epsilon_target": spec and spec.epsilon, "delta": spec and spec.delta}
+    if spec is not None and spec.noise_multiplier is not None:
+        asked["noise_multiplier"] = spec.noise_multiplier
+    return {
+        "schema": 1,
+        "method": experiment.method,
+        "dataset": _own_name(train.name) if own else train.name,
+        "profile": experiment.profile,
+        "seed": experiment.seed,
+        "public_data": getattr(getattr(synthesizer, "compressor", None), "public_data", None),
+        "settings": {
+            "synthesis": asdict(experiment.settings),
+            "evaluation": None if test is None else asdict(experiment.evaluation),
+            "n_synthetic": experiment.n_synthetic,
+            "limit": PROFILES[experiment.profile].limit,
+            "secure_mode": experiment.secure_mode,
+        },
+        "privacy": asked,
+        "data_sha256": _own_sums(train, test, folders) if own else train.sha256 | (test.sha256 if test else {}),
+    }
+
+
+def _own_name(name: str) -> str:
+    """Never the name of a public data set, always a good file name."""
+    return f"own-{re.sub(r'[^0-9A-Za-z_.-]+', '-', name)}"[:48]
+
+
+def _own_sums(train: ImageData, test: ImageData | None, folders: Folders) -> dict[str, str]:
+    """Checksums of private files, keyed with a secret that stays in the folder of runs.
+
+    A plain SHA-256 in a published record would tell whoever guesses the private images whether the guess is right,
+    which no ε allows.
+    """
+    sums = {f"{name} (keyed)": value for name, value in train.sha256.items()}
+    sums |= {f"{name} (test, keyed)": value for name, value in (test.sha256 if test else {}).items()}
+    secret = _secret(folders.runs)
+    return {name: hmac.new(secret, value.encode(), "sha256").hexdigest() for name, value in sums.items()}
+
+
+def _secret(runs: Path) -> bytes:
+    path = runs / ".secret"
+    if not path.exists():
+        results.write_atomically(path, lambda temporary: temporary.write_bytes(secrets.token_bytes(32)))
+        path.chmod(0o600)
+    return path.read_bytes()
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def run(
+    experiment: Experiment, folders: Folders = Folders(), progress: Progress | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Make the run, or what is left of it, and write its record.
+
+    Beside the record there is a sample grid (`.png`); the folder `runs/<name of the record>` has the finished stages,
+    the synthesizer (`synthesizer.safetensors`) and the images (`synthetic.npz`). A run whose record exists is not made
+    again.
+
+    Guarantee: that of the record's `privacy`, for everything but `metrics`; see `privacy.PrivateData` and
+    `privacy.Ledger` for its assumptions.
+
+    Args:
+        force: begin anew, whatever was done before.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: something can't work; before anything is written.
+        OSError: a folder can't be written. Finished stages are kept, as after Stopped.
+        Stopped: Ctrl-C.
+    """
+    progress = progress or Progress()
+    job = _prepare(experiment, folders)
+    if not force and results.find(folders.records, job.description):
+        progress.say(f"done earlier: {job.record_path} (begin anew with --force)")
+        return results.read(job.record_path)
+    room = 2 * len(job.labels) * math.prod(job.train.image_shape) + 50_000_000
+    results.check_writable(job.stages.path, room)
+    results.check_writable(folders.records)
+    _introduce(job, progress)
+    try:
+        return _work(job, progress, force)
+    except KeyboardInterrupt:
+        raise Stopped(job.stages.path) from None
+
+
+def _introduce(job: _Job, progress: Progress) -> None:
+    spec, own = job.experiment.spec, isinstance(job.experiment.dataset, Path)
+    if spec is None:
+        budget = "not private"
+    elif spec.epsilon is not None:
+        budget = f"ε ≤ {spec.epsilon:g}, δ = {spec.delta:g}"
+    else:
+        budget = f"noise multiplier {spec.noise_multiplier:g}, δ = {spec.delta:g}"
+    where = results.device_name(str(job.device))
+    what = f"{job.description['dataset']}: {len(job.train):,} images"
+    progress.say(f"{what}, {budget}, {job.experiment.profile}, {where}")
+    if own and spec is not None and not spec.secure_mode:
+        progress.say("warning: the noise is seeded, and who knows the seed can remove it; use --secure for a release")
+    if own and job.test is not None:
+        progress.say("warning: scores computed from real images are not covered by ε; keep them to yourself")
+    if own and job.test is None:
+        progress.say("not scored: give real images with --test-data to measure accuracy and FID")
+
+
+def _work(job: _Job, progress: Progress, force: bool) -> dict[str, Any]:
+    facts = results.environment_facts(str(job.device))
+    parts = [f"evaluation-{part}" for part in evaluation.PARTS] if job.test is not None else []
+    done = _Done(job, [*job.synthesizer.stages, SAMPLES], parts, facts["commit"], progress)
+    done.forget_all() if force else done.look()
+    ledger = Ledger()
+    for stage in job.synthesizer.stages:
+        _fit_stage(job, stage, ledger, done, progress)
+    spent = _privacy(job.experiment.spec, ledger)
+    _save(job, spent)
+    images = _samples(job, spent, done, progress)
+    metrics = _metrics(job, images, done, progress)
+    fitted = {stage: done.facts[stage]["seconds"] for stage in job.synthesizer.stages}
+    seconds: dict[str, float | None] = {"compression": None, "diffusion": None, **fitted}
+    seconds["sampling"] = done.facts[SAMPLES]["seconds"]
+    seconds["evaluation"] = sum(done.facts[part]["seconds"] for part in parts) if parts else None
+    record = job.description | {"privacy": spent, "metrics": metrics, "seconds": seconds} | facts
+    grid = job.record_path.with_suffix(".png")
+    _grid(grid, images, job.labels, job.train.class_names, spent)
+    results.write(record, job.record_path.parent)
+    return results.read(job.record_path)
+
+
+class _Done:
+    """The finished stages of a job. A stage counts only if all before it count: each is built on those."""
+
+    def __init__(self, job: _Job, chain: list[str], parts: list[str], commit: str, progress: Progress) -> None:
+        self.job, self.chain, self.parts, self.commit, self.progress = job, chain, parts, commit, progress
+        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    def __contains__(self, stage: str) -> bool:
+        return stage in self.facts
+
+    def look(self) -> None:
+        """Find what is there; what can't be used is deleted, and done again."""
+        needs = {stage: self.chain[:position] for position, stage in enumerate(self.chain)}
+        for stage, before in (needs | dict.fromkeys(self.parts, self.chain)).items():
+            if all(earlier in self for earlier in before):
+                self._look_at(stage)
+            if stage in self:
+                self.progress.say(f"{stage}: done earlier, {duration(self.facts[stage]['seconds'])}")
+            else:
+                self._forget(stage)
+
+    def _look_at(self, stage: str) -> None:
+        if not self.job.stages.has(stage):
+            return
+        try:
+            tensors, facts = self.job.stages.load(stage)
+        except RecordError:
+            self.progress.say(f"{stage}: its file is damaged, done again")
+            return
+        if facts.get("commit") != self.commit:
+            self.progress.say(f"{stage}: made by another version ({facts.get('commit')}), done again")
+        elif stage == SAMPLES and _sha256(self.job.images_path) != facts["sha256"]:
+            self.progress.say(f"{stage}: {self.job.images_path.name} is missing or changed, done again")
+        else:
+            self.tensors[stage], self.facts[stage] = tensors, facts
+
+    def forget_all(self) -> None:
+        for stage in [*self.chain, *self.parts]:
+            self._forget(stage)
+
+    def _forget(self, stage: str) -> None:
+        self.job.stages.file(stage).unlink(missing_ok=True)
+
+    def keep(self, stage: str, seconds: float, tensors: dict[str, Tensor], **facts: Any) -> None:
+        """Write a finished stage down."""
+        self.facts[stage] = {"seconds": round(seconds, 3), "commit": self.commit, **facts}
+        self.job.stages.save(stage, tensors, self.facts[stage])
+        self.progress.say(f"{stage}: {duration(seconds)}")
+
+
+def _fit_stage(job: _Job, stage: str, ledger: Ledger, done: _Done, progress: Progress) -> None:
+    """Fit one stage, or restore it with what it charged."""
+    if stage in done:
+        job.synthesizer.restore(stage, done.tensors[stage])
+        for mechanism in done.facts[stage]["mechanisms"]:
+            ledger.add(Mechanism(**mechanism))
+        return
+    guard = PrivateData(job.train.images, job.train.labels, job.train.num_classes, ledger)
+    before, start, total = len(ledger.mechanisms), time.monotonic(), job.synthesizer.total_steps(stage)
+    for step in job.synthesizer.fit_stage(stage, guard):
+        progress.track(stage, step / max(step, total))
+    charged = [asdict(mechanism) for mechanism in ledger.mechanisms[before:]]
+    done.keep(stage, time.monotonic() - start, job.synthesizer.state(stage), mechanisms=charged)
+
+
+def _privacy(spec: PrivacySpec | None, ledger: Ledger) -> dict[str, Any]:
+    """The `privacy` of the record."""
+    if spec is None:
+        nothing = dict.fromkeys(("epsilon_target", "epsilon", "epsilon_rdp", "delta", "relation", "accountant"))
+        return nothing | {"mechanisms": [asdict(mechanism) for mechanism in ledger.mechanisms]}
+    asked = {} if spec.noise_multiplier is None else {"noise_multiplier": spec.noise_multiplier}
+    return privacy.to_record(spec, ledger) | asked
+
+
+def statement(record_privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes with released images: `dpldm.privacy.statement`, or in as many words that there is no privacy."""
+    return NOT_PRIVATE if record_privacy["epsilon"] is None else privacy.statement(record_privacy)
+
+
+def _samples(job: _Job, spent: dict[str, Any], done: _Done, progress: Progress) -> Tensor:
+    """The synthetic images as they are released, rounded to 8 bits: (N, C, H, W) in [0, 1]."""
+    if SAMPLES not in done:
+        start, batches, drawn = time.monotonic(), [], 0
+        for batch in job.synthesizer.sample(job.labels, derived_seed(job.experiment.seed, "sampling")):
+            batches.append((batch * 255).round().to(torch.uint8))
+            drawn += len(batch)
+            progress.track(SAMPLES, drawn / len(job.labels))
+        seconds, images = time.monotonic() - start, torch.cat(batches)
+        results.save_images(job.images_path, images.float() / 255, job.labels, statement(spent))
+        done.keep(SAMPLES, seconds, {}, sha256=_sha256(job.images_path))
+    return results.load_images(job.images_path)[0]
+
+
+def _metrics(job: _Job, images: Tensor, done: _Done, progress: Progress) -> dict[str, Any]:
+    nothing = dict.fromkeys(("fid_classifier", "fid_inception", "precision", "recall"))
+    metrics = nothing | {"accuracy": {kind: [] for kind in results.CLASSIFIERS}, "n_synthetic": len(images)}
+    if job.test is None:
+        return metrics
+    assert job.experiment.evaluation is not None
+    finished = [part for part in evaluation.PARTS if f"evaluation-{part}" in done]
+    start = time.monotonic()
+    for part, scores in evaluation.evaluation_parts(
+        images,
+        job.labels,
+        job.train,
+        job.test,
+        job.experiment.evaluation,
+        job.device,
+        derived_seed(job.experiment.seed, "evaluation"),
+        done=finished,
+        progress=lambda share, _: progress.track("evaluation", share),
+    ):
+        done.keep(f"evaluation-{part}", time.monotonic() - start, {}, metrics=scores)
+        start = time.monotonic()
+    scores = evaluation.merge(done.facts[f"evaluation-{part}"]["metrics"] for part in evaluation.PARTS)
+    return evaluation.merge([metrics, scores]) | {"note": UNCOVERED}
+
+
+def _grid(path: Path, images: Tensor, labels: Tensor, class_names: tuple[str, ...], spent: Mapping[str, Any]) -> None:
+    from dpldm import plots  # here, because matplotlib takes seconds to import
+
+    first = torch.cat([(labels == c).nonzero()[:GRID_COLUMNS, 0] for c in range(len(class_names))])
+    plots.save_grid_png(path, images[first], labels[first], class_names, statement(spent), GRID_COLUMNS)
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+# --- the end, in plain words ------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(3.21), duration(75.4)
+    ('3.2 s', '1 min 15 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def summary(record: Mapping[str, Any], folders: Folders = Folders()) -> str:
+    """A finished run in a few lines: what, how private, how good, how long, where."""
+    metrics, seconds = record["metrics"], record["seconds"]
+    path = folders.records / results.record_name(record)
+    spent = [f"{stage} {duration(value)}" for stage, value in seconds.items() if value is not None]
+    lines = [
+        f"{record['dataset']}: {metrics['n_synthetic']:,} synthetic images by {record['method']}, "
+        f"{record['profile']}, seed {record['seed']}",
+        f"privacy:   {_privacy_in_words(record['privacy'])}",
+        *scores_in_words(metrics),
+        f"time:      {', '.join(spent)}; {record['device']}",
+        f"record:    {path} and a sample grid, {path.with_suffix('.png').name}",
+        f"images:    {folders.runs / path.stem / 'synthetic.npz'}",
+        f"model:     {folders.runs / path.stem / 'synthesizer.safetensors'}",
+    ]
+    return "\n".join(lines)
+
+
+def _privacy_in_words(spent: Mapping[str, Any]) -> str:
+    if spent["epsilon"] is None:
+        return "none; treat the images like the real ones"
+    asked = "" if spent["epsilon_target"] is None else f" of {spent['epsilon_target']:g}"
+    return f"ε = {spent['epsilon']:.4g}{asked} spent, δ = {spent['delta']:g}, neighbours: {spent['relation']}"
+
+
+def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
+    """Accuracies and Fréchet distances of `metrics`, a line for each."""
+    names = {"cnn": "CNN", "mlp": "MLP", "logreg": "logistic regression"}
+    shown = []
+    for kind, name in names.items():
+        values = torch.tensor(metrics["accuracy"][kind], dtype=torch.float64)
+        if len(values):
+            spread = f" ± {100 * float(values.std()):.1f}" if len(values) > 1 else ""
+            shown.append(f"{name} {100 * float(values.mean()):.1f}%{spread}")
+    if not shown:
+        return ["scores:    not measured"]
+    seeds = max(len(values) for values in metrics["accuracy"].values())
+    lines = [f"accuracy:  {', '.join(shown)} on real test images ({seeds} classifier seed{'s' * (seeds > 1)})"]
+    distances = {"classifier": metrics["fid_classifier"], "Inception": metrics["fid_inception"]}
+    known = [f"{value:.2f} ({name} features)" for name, value in distances.items() if value is not None]
+    return [*lines, f"FID:       {', '.join(known) or 'not measured'}"]
+
+
+# --- saved synthesizers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SavedSynthesizer:
+    """A fitted synthesizer with what is known of it: ``privacy`` is that of its record."""
+
+    synthesizer: Synthesizer
+    settings: SynthesisSettings
+    class_names: tuple[str, ...]
+    privacy: dict[str, Any]
+    seed: int
+
+
+def _save(job: _Job, spent: dict[str, Any]) -> None:
+    save_synthesizer(
+        job.model_path,
+        SavedSynthesizer(job.synthesizer, job.settings, job.train.class_names, spent, job.experiment.seed),
+        job.experiment.method,
+        job.train.image_shape,
+    )
+
+
+def save_synthesizer(path: Path, saved: SavedSynthesizer, method: str, shape: tuple[int, int, int]) -> None:
+    """Write a fitted synthesizer as one safetensors file: its tensors and, in the header, everything else.
+
+    Args:
+        path: must end in `.safetensors`.
+        method: a key of `METHODS`. shape: of an image, (C, H, W).
+
+    Raises:
+        OSError: the folder can't be written; nothing is left behind.
+    """
+    synthesizer = saved.synthesizer
+    states = {stage: synthesizer.state(stage) for stage in synthesizer.stages}
+    tensors = {f"{stage}/{name}": value for stage, state in states.items() for name, value in state.items()}
+    facts = {
+        "schema": 1,
+        "method": method,
+        "image_shape": list(shape),
+        "class_names": list(saved.class_names),
+        "settings": asdict(saved.settings),
+        "privacy": saved.privacy,
+        "seed": saved.seed,
+    }
+    StageFolder(path.parent).save(path.stem, tensors, facts)
+
+
+def load_synthesizer(path: Path | str, device: torch.device | str = "cpu") -> SavedSynthesizer:
+    """Read a synthesizer that `run` saved. Executes no code.
+
+    Raises:
+        ExperimentError: the file is not a whole synthesizer of this version.
+        OSError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a synthesizer.safetensors that dpldm run has saved, found no file")
+    try:
+        if path.suffix != ".safetensors":
+            raise ExperimentError(f"a file name that ends in '{path.suffix}'")
+        tensors, facts = StageFolder(path.parent).load(path.stem)
+        return _restored(tensors, facts, device)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        reason = "a damaged file" if isinstance(error, RecordError) else " ".join(f"{error}".split())[:160]
+        expected = "expected a synthesizer that dpldm run has saved"
+        raise ExperimentError(f"{path}: {expected}, got {reason}; restore the file or repeat the run") from None
+
+
+def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device | str) -> SavedSynthesizer:
+    settings = from_json(SynthesisSettings, facts["settings"])
+    shape, names, seed = tuple(facts["image_shape"]), tuple(facts["class_names"]), facts["seed"]
+    synthesizer = METHODS[facts["method"]](shape, len(names), settings, None, seed, device)
+    for stage in synthesizer.stages:
+        prefix = f"{stage}/"
+        state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        synthesizer.restore(stage, state)
+    one = next(iter(synthesizer.sample(torch.zeros(1, dtype=torch.int64), 0)))  # so that a wrong shape shows here
+    if tuple(one.shape[1:]) != shape:
+        raise ExperimentError(f"images of shape {tuple(one.shape[1:])} instead of {shape}")
+    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed)
+
+
+def sample(
+    saved: SavedSynthesizer, labels: Tensor, seed: int, sampling: SamplingSettings, progress: Progress | None = None
+) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] for ``labels`` (N,); post-processing, so it costs no privacy.
+
+    With the seed, labels and sampling settings of a run they are the images of that run.
+    """
+    batches: list[Tensor] = []
+    for batch in saved.synthesizer.sample(labels, derived_seed(seed, "sampling"), sampling):
+        batches.append(batch)
+        (progress or Progress()).track(SAMPLES, sum(map(len, batches)) / len(labels))
+    return torch.cat(batches)
+
+
+def write_samples(path: Path, images: Tensor, labels: Tensor, saved: SavedSynthesizer) -> Path:
+    """Images, labels and privacy statement as `.npz`, and a grid of them as `.png` beside it; returns the latter."""
+    results.save_images(path, images, labels, statement(saved.privacy))
+    grid = path.with_suffix(".png")
+    _grid(grid, images, labels, saved.class_names, saved.privacy)
+    return grid
+
+
+Settings = TypeVar("Settings")
+
+
+def from_json(kind: type[Settings], value: Any, where: str = "settings") -> Settings:
+    """A frozen dataclass, and those in it, back from what `dataclasses.asdict` made of it.
+
+    >>> from_json(SamplingSettings, {"sampler": "churn", "steps": 8, "guidance": 1.0, "batch": 100}).sampler
+    'churn'
+    >>> from_json(SamplingSettings, {"stepps": 8})
+    Traceback (most recent call last):
+    dpldm.experiment.ExperimentError: settings: unknown key 'stepps', expected sampler, steps, guidance, batch
+
+    Raises:
+        ExperimentError: an unknown or missing key, or a value of another type.
+        ValueError: a value that the dataclass refuses.
+    """
+    assert is_dataclass(kind)
+    names = [field.name for field in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise ExperimentError(f"{where}: expected an object with {', '.join(names)}, got {value!r}")
+    for key in value:
+        if key not in names:
+            raise ExperimentError(f"{where}: unknown key {key!r}, expected {', '.join(names)}")
+    hints = typing.get_type_hints(kind)
+    for name in names:
+        if name not in value:
+            raise ExperimentError(f"{where}: expected a value for {name}, got none (made by another version?)")
+    read = {name: _typed(hints[name], value[name], f"{where}.{name}") for name in names}
+    return typing.cast(Settings, kind(**read))
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(kind, types.UnionType):  # a type or null
+        if value is None:
+            return None
+        kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
+    if is_dataclass(kind):
+        return from_json(typing.cast(type[Any], kind), value, where)
+    wanted: Iterable[type] = {float: (float, int)}.get(kind, (kind,))
+    if type(value) not in wanted:
+        raise ExperimentError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return kind(value)
