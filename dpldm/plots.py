@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import offset_copy
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -35,7 +36,7 @@ from dpldm.results import write_atomically
 Images = Tensor | np.ndarray
 
 CARD, INK, EDGE = "#fcfcfa", "#262626", "#c8c8c4"
-PALETTE = ("#0072b2", "#d55e00", "#008a66", "#a3458f", "#6b4c1e", "#555555")
+PALETTE = ("#0072b2", "#d55e00", "#008a66", "#b8558f", "#6b4c1e", "#555555")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _PUBLISHED: dict[str, Any] = {
@@ -377,10 +378,11 @@ def _against_epsilon(table: pd.DataFrame, published: pd.DataFrame | None, score:
 
 
 def _set_epsilon_axis(axis: Any, epsilons: Sequence[float]) -> None:
-    finite = [epsilon for epsilon in epsilons if math.isfinite(epsilon)] or [1.0]
+    finite = sorted({epsilon for epsilon in epsilons if math.isfinite(epsilon)}) or [1.0]
+    roomy = all(after > 1.4 * before for before, after in pairwise(finite))
     axis.axes.set_xscale("log")
-    axis.axes.set_xlim(min(finite) / 1.4, max(finite) * 1.4)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.axes.set_xlim(finite[0] / 1.4, finite[-1] * 1.4)
+    axis.set_major_locator(FixedLocator(finite) if roomy else LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

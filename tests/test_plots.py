@@ -169,7 +169,13 @@ def test_colours_stay_apart_for_colour_blind_readers(blindness):
         pair: np.linalg.norm(seen(pair[0], blindness) - seen(pair[1], blindness))
         for pair in itertools.combinations(plots.PALETTE, 2)
     }
-    assert min(apart.values()) > 10, min(apart, key=apart.get)
+    assert min(apart.values()) > 15, min(apart, key=apart.get)
+
+
+def test_the_measure_knows_a_red_and_a_green_that_look_alike():
+    red, green = "#c04000", "#5a7d00"
+    assert np.linalg.norm(seen(red, "none") - seen(green, "none")) > 70
+    assert np.linalg.norm(seen(red, "deutan") - seen(green, "deutan")) < 5
 
 
 def test_no_two_methods_look_alike():
@@ -247,6 +253,7 @@ def test_every_seed_of_every_method_is_a_dot_and_published_points_are_named():
         [(10, 0.92), (10, 0.95), (10, 0.96), (1, 0.90), (1, 0.91), (10, 0.93), (right_edge, 0.98), (right_edge, 0.99)]
     )
     assert panels["MNIST"].get_xscale() == "log"
+    assert list(panels["MNIST"].get_xticks()) == [1, 10]
     drawn = [list(line.get_ydata()) for line in panels["MNIST"].lines]
     assert [0.953, 0.981] in drawn  # published, by ε
     assert [pytest.approx(0.905), pytest.approx(0.9433333)] in drawn  # the means

@@ -107,6 +107,11 @@ def test_a_missing_key_is_named(key):
         (["metrics", "accuracy", "forest"], 0.9, "metrics.accuracy.forest: expected a list"),
         (["metrics", "fid_inception"], KeyError, "metrics.fid_inception: expected .* or null, got nothing"),
         (["metrics", "fid_classifier"], -3.0, "metrics.fid_classifier: expected a finite number, 0 or more"),
+        (
+            ["metrics", "nearest_ratio"],
+            math.nan,
+            "metrics.nearest_ratio: expected text, .* a finite number, .* got nan",
+        ),
         (["metrics", "n_synthetic"], 6e4, "metrics.n_synthetic: expected a whole number"),
         (["seconds", "sampling"], -1, "seconds.sampling: expected a finite number, 0 or more, or null, got -1"),
         (["seconds", "waiting"], "long", "seconds.waiting: expected a finite number"),
@@ -360,6 +365,7 @@ def test_the_text_is_aligned_rounded_and_names_its_records():
     assert len({results._width(line) for line in (header, *rows)}) == 1
     for one in records:
         assert results.record_name(one) in text
+    assert "Inception" not in text  # measured by none of them
     assert results.to_text(results.table([])) == "No records yet."
 
 
@@ -535,6 +541,26 @@ def test_foreign_archives_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         results.load_images(tmp_path / "none.npz")
+
+
+class Intruder:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_reading_images_executes_no_code(tmp_path):
+    images = np.zeros((1, 4, 4), np.uint8)
+    np.savez(tmp_path / "s.npz", images=images, labels=np.array([Intruder(tmp_path / "ran")], dtype=object))
+    with pytest.raises(RecordError, match="Object arrays cannot be loaded"):
+        results.load_images(tmp_path / "s.npz")
+    assert not (tmp_path / "ran").exists()
+    np.load(tmp_path / "s.npz", allow_pickle=True)["labels"]
+    assert (tmp_path / "ran").exists()  # it would have
 
 
 def test_images_of_others_without_a_statement_load(tmp_path):
