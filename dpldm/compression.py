@@ -216,7 +216,8 @@ class RefinedPCA:
         def loss(network: nn.Module, chosen: Tensor) -> Tensor:
             return (network(latents[chosen]) - missing[chosen]).square().sum(1)
 
-        yield from training.fit(self._build(), loss, len(data), mechanism, settings, noise, random)
+        for step in training.fit(self._build(), loss, len(data), mechanism, settings, noise, random):
+            yield 2 + step
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] → latents (N, dim)."""

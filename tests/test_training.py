@@ -29,7 +29,9 @@ def mechanism(clip_norm=0.5, noise_multiplier=1.0, sample_rate=0.5, steps=1):
 
 
 def settings(**changes):
-    return FitSettings(**({"steps": 1, "batch": 4, "physical_batch": 3, "learning_rate": 0.01, "ema_decay": 0.0} | changes))
+    return FitSettings(
+        **({"steps": 1, "batch": 4, "physical_batch": 3, "learning_rate": 0.01, "ema_decay": 0.0} | changes)
+    )
 
 
 def problem(draws, n=8, dim=3):

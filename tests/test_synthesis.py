@@ -1,0 +1,175 @@
+"""The whole method at toy size: one budget, two stages, samples, and what an interruption may not change."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dpldm.diffusion import SAMPLERS
+from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData
+from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
+
+TINY = smoke(SynthesisSettings())
+FIVE = PrivacySpec(epsilon=5.0)
+SHAPE = (1, 12, 12)
+
+
+def toy_images(n=900, classes=3, seed=0):
+    """Class c is a bright bar at row 3c + 1 on a dark, noisy ground."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    images = torch.rand(n, *SHAPE, generator=random) * 0.2
+    for c in range(classes):
+        images[labels == c, :, 4 * c : 4 * c + 2] += 0.7
+    return images.clamp(0, 1), labels
+
+
+def fitted(spec=FIVE, settings=TINY, seed=0, images=None):
+    images, labels = images or toy_images()
+    data = PrivateData(images, labels, 3, Ledger())
+    synthesizer = LatentDiffusion(SHAPE, 3, settings, spec, seed)
+    synthesizer.fit(data)
+    return synthesizer, data.ledger
+
+
+@pytest.fixture(scope="module")
+def private():
+    return fitted()
+
+
+def draw(synthesizer, n=60, seed=0, **sampling):
+    labels = torch.arange(n) % 3
+    chosen = replace(synthesizer.settings.sampling, **sampling)
+    return torch.cat(list(synthesizer.sample(labels, seed, chosen))), labels
+
+
+def test_everything_is_in_the_ledger_and_within_the_target(private):
+    _, ledger = private
+    assert [m.name for m in ledger.mechanisms] == [
+        "image mean",
+        "image second moments",
+        "latent second moments",
+        "latent sums",
+        "denoiser gradients",
+    ]
+    assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 20.0])
+def test_spent_epsilon_never_exceeds_the_target_and_an_independent_accountant_agrees(epsilon):
+    _, ledger = fitted(PrivacySpec(epsilon=epsilon))
+    assert ledger.epsilon(1e-5) <= epsilon
+    assert ledger.epsilon(1e-5, "pld") == pytest.approx(ledger.epsilon(1e-5), rel=0.01)
+
+
+def test_given_noise_multiplier_is_used_and_epsilon_follows():
+    _, ledger = fitted(PrivacySpec(noise_multiplier=2.0))
+    last = ledger.mechanisms[-1]
+    assert last.noise_multiplier == 2.0
+    assert ledger.epsilon(1e-5) > Ledger([last]).epsilon(1e-5)
+
+
+def test_samples_are_images_of_their_class(private):
+    synthesizer, _ = private
+    images, labels = draw(synthesizer)
+    assert images.shape == (60, *SHAPE)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    bars = torch.stack([images[:, 0, 4 * c : 4 * c + 2].mean((1, 2)) for c in range(3)], 1)
+    assert (bars.argmax(1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_every_sampler_with_and_without_guidance(private, sampler, guidance):
+    images, _ = draw(private[0], sampler=sampler, guidance=guidance)
+    assert images.isfinite().all()
+
+
+def test_seed_decides_fit_and_samples(private):
+    again, _ = fitted()
+    other, _ = fitted(seed=1)
+    images = draw(private[0])[0]
+    torch.testing.assert_close(draw(again)[0], images)
+    assert not torch.allclose(draw(other)[0], images)
+    assert not torch.allclose(draw(private[0], seed=1)[0], images)
+
+
+def test_batches_of_sampling_cover_all_labels_in_order(private):
+    images, _ = draw(private[0], n=7, batch=3)
+    assert images.shape[0] == 7
+
+
+def test_a_fit_resumed_after_the_first_stage_ends_the_same(private):
+    images, labels = toy_images()
+    first = LatentDiffusion(SHAPE, 3, TINY, PrivacySpec(epsilon=5.0), 0)
+    data = PrivateData(images, labels, 3, Ledger())
+    list(first.fit_stage("compression", data))
+    later = LatentDiffusion(SHAPE, 3, TINY, PrivacySpec(epsilon=5.0), 0)
+    later.restore("compression", first.state("compression"))
+    data = PrivateData(images, labels, 3, Ledger(data.ledger.mechanisms))
+    list(later.fit_stage("diffusion", data))
+    assert data.ledger.mechanisms == private[1].mechanisms
+    torch.testing.assert_close(draw(later)[0], draw(private[0])[0])
+
+
+def test_restored_synthesizer_draws_the_same(private):
+    again = LatentDiffusion(SHAPE, 3, TINY, None, 0)
+    for stage in again.stages:
+        again.restore(stage, private[0].state(stage))
+    torch.testing.assert_close(draw(again)[0], draw(private[0])[0])
+
+
+def test_without_a_spec_the_ledger_is_not_private():
+    _, ledger = fitted(spec=None)
+    assert ledger.epsilon(1e-5) == float("inf")
+
+
+def test_secure_mode_cannot_be_repeated():
+    spec = PrivacySpec(epsilon=5.0, secure_mode=True)
+    assert not torch.allclose(draw(fitted(spec)[0])[0], draw(fitted(spec)[0])[0])
+
+
+def test_untrained_network_samples_the_mixture_itself():
+    """The last layer starts at zero, so before any gradient step the diffusion is exactly the private mixture."""
+    synthesizer, _ = fitted(spec=None)
+    synthesizer._build_network()
+    labels = torch.zeros(4000, dtype=torch.int64)
+    sampling = SamplingSettings(steps=30)
+    *_, latents = synthesizer.sample_latents(labels, 0, sampling)
+    exact = synthesizer.mixture.sample(labels, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(latents.mean(0), exact.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(latents.std(0), exact.std(0), atol=0.1, rtol=0.05)
+
+
+def test_colour_images_and_odd_sides():
+    images = torch.rand(900, 3, 13, 13, generator=torch.Generator().manual_seed(0))
+    synthesizer = LatentDiffusion((3, 13, 13), 3, TINY, PrivacySpec(epsilon=5.0), 0)
+    synthesizer.fit(PrivateData(images, torch.arange(900) % 3, 3, Ledger()))
+    assert draw(synthesizer, 6)[0].shape == (6, 3, 13, 13)
+
+
+def test_too_few_images_or_a_bad_delta_are_refused_before_any_read():
+    images, labels = toy_images(150)
+    data = PrivateData(images, labels, 3, Ledger())
+    with pytest.raises(ValueError, match="at least as many images as the batch"):
+        LatentDiffusion(SHAPE, 3, TINY, PrivacySpec(epsilon=5.0), 0).fit(data)
+    images, labels = toy_images()
+    data = PrivateData(images, labels, 3, Ledger())
+    with pytest.raises(PrivacyError, match="delta"):
+        LatentDiffusion(SHAPE, 3, TINY, PrivacySpec(epsilon=5.0, delta=0.01), 0).fit(data)
+    assert data.reads == ()
+
+
+@pytest.mark.parametrize(
+    "change", [{"compression_share": 0.0}, {"compression_share": 0.5, "mixture_share": 0.5}, {"mixture_share": -0.1}]
+)
+def test_shares_must_leave_something_for_each_stage(change):
+    with pytest.raises(ValueError, match="positive shares"):
+        SynthesisSettings(**change)
+
+
+@pytest.mark.parametrize("change", [{"sampler": "magic"}, {"steps": 1}, {"guidance": float("nan")}])
+def test_sampling_settings_refuse_nonsense(change):
+    with pytest.raises(ValueError, match="expected"):
+        SamplingSettings(**change)
