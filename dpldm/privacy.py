@@ -728,7 +728,7 @@ def statement(record: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(delta, float):
         raise PrivacyError(f"expected delta between 0 and 1 in the record, got {delta!r}")
     recomputed = ledger.epsilon(delta)
-    if recomputed > epsilon * (1 + 1e-3):
+    if recomputed > epsilon * (1 + 1e-6):
         raise PrivacyError(f"the record claims epsilon={epsilon:g}, but its mechanisms spend {recomputed:g}")
     return {
         "epsilon": epsilon,
