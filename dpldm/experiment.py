@@ -481,32 +481,35 @@ class _Done:
         self.job.stages.file(stage).unlink(missing_ok=True)
 
     def keep(self, stage: str, seconds: float, tensors: dict[str, Tensor], **facts: Any) -> None:
-        """Write a finished stage down."""
+        """Write a finished stage down, and read it back."""
         self.facts[stage] = {"seconds": round(seconds, 3), "commit": self.commit, **facts}
         self.job.stages.save(stage, tensors, self.facts[stage])
+        self.tensors[stage], self.facts[stage] = self.job.stages.load(stage)
         self.progress.say(f"{stage}: {duration(seconds)}")
 
 
 def _fit_stage(job: _Job, stage: str, ledger: Ledger, done: _Done, progress: Progress) -> None:
-    """Fit one stage, or restore it with what it charged."""
-    if stage in done:
-        job.synthesizer.restore(stage, done.tensors[stage])
-        for mechanism in done.facts[stage]["mechanisms"]:
-            ledger.add(Mechanism(**mechanism))
-        return
-    guard = PrivateData(job.train.images, job.train.labels, job.train.num_classes, ledger)
-    before, start, total = len(ledger.mechanisms), time.monotonic(), job.synthesizer.total_steps(stage)
-    for step in job.synthesizer.fit_stage(stage, guard):
-        progress.track(stage, step / max(step, total))
-    charged = [asdict(mechanism) for mechanism in ledger.mechanisms[before:]]
-    done.keep(stage, time.monotonic() - start, job.synthesizer.state(stage), mechanisms=charged)
+    """Fit one stage unless that was done, and take it up from its file: sums of floats depend on how a tensor lies in
+    memory, so only then does a resumed run give the same numbers."""
+    if stage not in done:
+        charged = Ledger(ledger.mechanisms)
+        guard = PrivateData(job.train.images, job.train.labels, job.train.num_classes, charged)
+        start, total = time.monotonic(), job.synthesizer.total_steps(stage)
+        for step in job.synthesizer.fit_stage(stage, guard):
+            progress.track(stage, step / max(step, total))
+        new = [asdict(mechanism) for mechanism in charged.mechanisms[len(ledger.mechanisms) :]]
+        done.keep(stage, time.monotonic() - start, job.synthesizer.state(stage), mechanisms=new)
+    job.synthesizer.restore(stage, done.tensors[stage])
+    for mechanism in done.facts[stage]["mechanisms"]:
+        ledger.add(Mechanism(**mechanism))
 
 
 def _privacy(spec: PrivacySpec | None, ledger: Ledger) -> dict[str, Any]:
     """The `privacy` of the record."""
     if spec is None:
-        nothing = dict.fromkeys(("epsilon_target", "epsilon", "epsilon_rdp", "delta", "relation", "accountant"))
-        return nothing | {"mechanisms": [asdict(mechanism) for mechanism in ledger.mechanisms]}
+        nothing = dict.fromkeys(("epsilon_target", "epsilon", "epsilon_rdp", "delta", "accountant"))
+        read = [asdict(mechanism) for mechanism in ledger.mechanisms]
+        return nothing | {"relation": privacy.RELATION, "mechanisms": read}
     asked = {} if spec.noise_multiplier is None else {"noise_multiplier": spec.noise_multiplier}
     return privacy.to_record(spec, ledger) | asked
 

@@ -1,0 +1,404 @@
+"""The command line: what each command prints and leaves, and every bad input as one line and exit code 2."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dpldm import cli, data, experiment, results
+from dpldm.cli import main
+
+BUDGET = ["--epsilon", "2", "--delta", "1e-4"]
+SMALL = ["--profile", "smoke", "--n-synthetic", "200"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_commit() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_commit", lambda root: "0" * 40)
+        yield
+
+
+def save(path: Path, **changes: np.ndarray) -> Path:
+    """An .npz of 12 x 12 grey bars in three classes, or with something wrong."""
+    random = np.random.default_rng(0)
+    labels = np.arange(600) % 3
+    images = random.random((600, 12, 12)).astype(np.float32) / 2
+    images[labels == 0, :, 5:7] += 0.4
+    images[labels == 1, 5:7, :] += 0.4
+    np.savez(path, **({"images": images, "labels": labels} | changes))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, as a user would have it; no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPLDM_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(data.Dataset, "sources", lambda self: [])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `dpldm run` was run once; tests must not change it."""
+    place = tmp_path_factory.mktemp("made")
+    save(place / "bars.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert main(["run", "--data", "bars.npz", "--test-data", "bars.npz", *BUDGET, *SMALL]) == 0
+    return place
+
+
+def record_of(place: Path) -> Path:
+    return next((place / "book" / "records").glob("*.json"))
+
+
+def model_of(place: Path) -> Path:
+    return next((place / "runs").glob("*/synthesizer.safetensors"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The one line that a command answers a bad input with."""
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert "Traceback" not in said.err
+    return lines[0]
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_what_it_made(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(made)
+    results.read(record_of(made))
+    capsys.readouterr()
+    assert main(["run", "--data", "bars.npz", "--test-data", "bars.npz", *BUDGET, *SMALL]) == 0
+    said = capsys.readouterr()
+    assert "done earlier" in said.err
+    for expected in ("200 synthetic images", "of 2 spent", "CNN", "FID", "seed 0", record_of(made).name):
+        assert expected in said.out
+
+
+def test_options_reach_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(here / "bars.npz")
+    choices = ["--compressor", "autoencoder", "--sampler", "stochastic", "--guidance", "1.5", "--batch", "150"]
+    where = ["--out", "there", "--runs", "work", "--seed", "7", "--sampling-steps", "3", "--device", "cpu"]
+    assert main(["run", "--data", "bars.npz", *SMALL, *BUDGET, *choices, *where, "--secure"]) == 0
+    record = results.read_all(here / "there")[0]
+    synthesis = record["settings"]["synthesis"]
+    assert synthesis["compression"]["kind"] == "autoencoder"
+    assert synthesis["sampling"] | {"batch": 0} == {"sampler": "stochastic", "guidance": 1.5, "steps": 3, "batch": 0}
+    assert (synthesis["fit"]["batch"], record["seed"], record["settings"]["secure_mode"]) == (150, 7, True)
+    assert len(list((here / "work").glob("*/synthesizer.safetensors"))) == 1
+    assert "scores:    not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--non-private"], ["--epsilon", "none"]])
+def test_a_run_without_privacy_must_be_asked_for(here: Path, words: list, capsys: pytest.CaptureFixture) -> None:
+    save(here / "bars.npz")
+    assert main(["run", "--data", "bars.npz", *SMALL, *words]) == 0
+    assert "privacy:   none" in capsys.readouterr().out
+    assert "not differentially private" in refused(capsys, "privacy", record_of(here))
+    assert main(["sample", str(model_of(here)), "--n", "9", "--out", "s.npz"]) == 0
+    assert "No differential privacy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epsilon", "0"], "finite epsilon above 0, got 0"),
+        (["--epsilon", "-1"], "finite epsilon above 0, got -1"),
+        (["--epsilon", "nan"], "finite epsilon above 0, got nan"),
+        (["--epsilon", "inf"], "finite epsilon above 0, got inf"),
+        (["--epsilon", "1e-9"], "too small to reach"),
+        (["--delta", "0"], "delta between 0 and 1"),
+        (["--delta", "nan"], "delta between 0 and 1"),
+        (["--delta", "0.01"], "must be below 1/N"),
+        (["--noise-multiplier", "0"], "noise multiplier above 0"),
+        (["--noise-multiplier", "-1"], "noise_multiplier"),
+        (["--compressor", "zip"], "expected a compressor out of"),
+        (["--sampler", "dice"], "expected a sampler out of"),
+        (["--guidance", "-1"], "guidance"),
+        (["--device", "abacus"], "device 'abacus' can't be used here"),
+        (["--profile", "huge"], "unknown profile"),
+        (["--method", "magic"], "unknown method"),
+        (["--seed", "-1"], "expected a seed"),
+        (["--batch", "601"], "at least as many images as the batch of 601, got 600"),
+        (["--n-synthetic", "0"], "synthetic images"),
+        (["--classifier-seeds", "0"], "classifier_seeds must be above 0"),
+        (["--out", "bars.npz/records"], "cannot write into bars.npz/records"),
+        (["--runs", "bars.npz"], "cannot write bars.npz/.secret"),
+    ],
+)
+def test_a_bad_option_is_one_line(here: Path, words: list, message: str, capsys: pytest.CaptureFixture) -> None:
+    save(here / "bars.npz")
+    given = ["run", "--data", "bars.npz", "--profile", "smoke", "--delta", "1e-4", *words]
+    assert message in refused(capsys, *given)
+    assert [path.name for path in here.rglob("*") if path.is_file()] in (["bars.npz"], ["bars.npz", ".secret"])
+    assert not list(here.glob("book/records/*"))
+
+
+def nan_at(position: int) -> np.ndarray:
+    images = np.zeros((600, 12, 12), np.float32)
+    images[position, 3, 3] = np.nan
+    return images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.arange(600) % 3 - 1}, "label -1 is out of range"),
+        ({"labels": np.arange(600) % 3 * 2}, "class 1 of 0..4 has no image"),
+        ({"labels": np.arange(599) % 3}, "expected integer labels of shape (600,)"),
+        ({"images": nan_at(17)}, "image 17 has NaN"),
+        ({"images": np.zeros((600, 12, 9), np.uint8)}, "expected square images"),
+        ({"images": np.zeros((600, 12, 12), np.float32) - 1}, "expected pixels in [0, 1]"),
+    ],
+)
+def test_bad_images_are_one_line(here: Path, changes: dict, message: str, capsys: pytest.CaptureFixture) -> None:
+    save(here / "bad.npz", **changes)
+    assert message in refused(capsys, "run", "--data", "bad.npz", "--profile", "smoke")
+    assert [path.name for path in here.iterdir()] == ["bad.npz"]
+
+
+def test_too_few_images_and_unknown_places_are_one_line(here: Path, capsys: pytest.CaptureFixture) -> None:
+    labels = np.arange(150) % 3
+    save(here / "few.npz", images=np.zeros((150, 12, 12), np.uint8), labels=labels)
+    assert "batch of 200, got 150" in refused(capsys, "run", "--data", "few.npz", "--profile", "smoke")
+    assert "does not exist" in refused(capsys, "run", "--data", "nowhere.npz")
+    assert "unknown dataset 'cats'" in refused(capsys, "run", "--dataset", "cats")
+    assert "no source could give mnist" in refused(capsys, "run", "--dataset", "mnist", "--profile", "smoke")
+    (here / "broken.npz").write_bytes(b"PK\x03\x04 not really")
+    assert "broken.npz" in refused(capsys, "run", "--data", "broken.npz")
+
+
+def test_a_full_disk_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    save(here / "bars.npz")
+    command = ["run", "--data", "bars.npz", *BUDGET, *SMALL]
+    flush, written = os.fsync, []
+
+    def full(file: int) -> None:
+        written.append(file)
+        if len(written) > 6:  # the secret, two probes, two stages and the synthesizer had room
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(file)
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in said[-1]
+    assert "free some space" in said[-1]
+    assert not list(here.rglob("*.part"))
+    assert not list(here.glob("book/records/*"))
+    monkeypatch.setattr(results.os, "fsync", flush)
+    assert main(command) == 0
+    again = capsys.readouterr().err
+    assert "compression: done earlier" in again
+    assert "diffusion: done earlier" in again
+
+
+def test_a_disk_full_from_the_start_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    save(here / "bars.npz")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    assert "No space left on device" in refused(capsys, "run", "--data", "bars.npz", *BUDGET, *SMALL)
+
+
+def test_ctrl_c_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    save(here / "bars.npz")
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_samples", press)
+    assert main(["run", "--data", "bars.npz", *BUDGET, *SMALL]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "finished stages are kept in runs" in last
+    assert "run the same command to go on" in last
+
+
+# --- sample -----------------------------------------------------------------------------------------------------------
+
+
+def test_sample_leaves_images_with_a_statement(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["sample", str(model_of(made)), "--n", "20", "--labels", "2,0", "--out", "new/s.npz"]) == 0
+    assert "factor e^" in capsys.readouterr().out
+    images, labels, said = results.load_images(here / "new" / "s.npz")
+    assert images.shape == (20, 1, 12, 12)
+    assert labels.tolist() == [2, 0] * 10
+    with Image.open(here / "new" / "s.png") as grid:
+        assert json.loads(grid.text["privacy"]) == said
+    assert said["epsilon"] <= 2
+
+
+def test_sample_repeats_and_varies_by_seed(made: Path, here: Path) -> None:
+    def draw(*words: str) -> np.ndarray:
+        assert main(["sample", str(model_of(made)), "--n", "30", "--out", "s.npz", *words]) == 0
+        return results.load_images(here / "s.npz")[0].numpy()
+
+    assert (draw("--seed", "1") == draw("--seed", "1")).all()
+    assert (draw("--seed", "1") != draw("--seed", "2")).any()
+    assert (draw("--seed", "1", "--sampler", "churn", "--steps", "9") != draw("--seed", "1")).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--n", "0"], "expected 1 or more images"),
+        (["--labels", "7"], "unknown class '7'"),
+        (["--labels", "-1"], "unknown class '-1'"),
+        (["--sampler", "dice"], "expected a sampler out of"),
+        (["--steps", "1"], "steps >= 2"),
+        (["--out", "s.png"], "ends in .npz"),
+        (["--device", "abacus"], "device 'abacus'"),
+    ],
+)
+def test_sample_refuses_in_a_line(made: Path, here: Path, words: list, message: str, capsys) -> None:
+    joined = [f"{words[0]}={words[1]}"]
+    assert message in refused(capsys, "sample", model_of(made), "--out", "s.npz", *joined)
+    assert not list(here.iterdir())
+
+
+def test_a_corrupt_model_is_one_line(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
+    (here / "bad.safetensors").write_bytes(model_of(made).read_bytes()[:-9])
+    assert "expected a synthesizer" in refused(capsys, "sample", "bad.safetensors", "--out", "s.npz")
+    assert "found no file" in refused(capsys, "sample", "none.safetensors", "--out", "s.npz")
+
+
+# --- evaluate, records, data, privacy ---------------------------------------------------------------------------------
+
+
+def test_evaluate_scores_any_images(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    real = data.load_own(save(here / "real.npz"))
+    monkeypatch.setattr(data, "load", lambda name, split: real)
+    save(here / "any.npz")
+    words = ["evaluate", "any.npz", "--dataset", "mnist", "--profile", "smoke"]
+    assert main([*words, "--json", "scores.json"]) == 0
+    said = capsys.readouterr().out
+    assert "CNN" in said
+    assert "FID" in said
+    scores = json.loads((here / "scores.json").read_text())
+    assert scores["fid_classifier"] == pytest.approx(0, abs=1e-6)  # the same images
+    assert "unknown profile" in refused(capsys, *words[:4], "--profile", "x")
+    assert "nothing.npz does not exist" in refused(capsys, "evaluate", "nothing.npz", "--dataset", "mnist")
+
+
+def test_records_in_three_forms(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    assert main(["records"]) == 0
+    assert record_of(made).name in capsys.readouterr().out
+    accuracy = results.read(record_of(made))["metrics"]["accuracy"]["cnn"]
+    assert main(["records", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["dataset"] == "own-bars"
+    assert row["cnn_values"] == pytest.approx(accuracy)
+    assert main(["records", "--csv"]) == 0
+    capsys_out = capsys.readouterr().out
+    (made / "table.csv").write_text(capsys_out)
+    assert pd.read_csv(made / "table.csv")["cnn"].tolist() == pytest.approx(accuracy)
+
+
+def test_records_where_there_are_none_and_corrupt_ones(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["records"]) == 0
+    assert "No records yet" in capsys.readouterr().out
+    assert "expected a folder of records" in refused(capsys, "records", "--folder", "nowhere")
+    (here / "records").mkdir()
+    (here / "records" / "x.json").write_text('{"schema": 1')
+    assert "expected a record in JSON" in refused(capsys, "records", "--folder", "records")
+
+
+def test_data_says_what_is_there(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["data"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[:2] for line in said.splitlines()] == [["mnist", "absent"], ["fashion_mnist", "absent"]]
+    assert "train-images" in refused(capsys, "data", "verify", "mnist")
+    assert "expected a dataset to fetch" in refused(capsys, "data", "fetch")
+    assert "unknown dataset 'cats'" in refused(capsys, "data", "fetch", "cats")
+
+
+def test_privacy_explains_a_record(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    assert main(["privacy", record_of(made).name]) == 0
+    said = capsys.readouterr().out
+    record = results.read(record_of(made))
+    for mechanism in record["privacy"]["mechanisms"]:
+        assert mechanism["name"] in said
+    reported = record["privacy"]["epsilon"]
+    values = {line.split()[2]: float(line.split(")")[1].split()[0]) for line in said.splitlines() if "ε by" in line}
+    assert values["PRV"] == pytest.approx(reported, abs=1e-4)
+    assert values["PLD"] == pytest.approx(reported, rel=0.01)
+    assert values["RDP"] > reported
+
+
+def test_privacy_does_not_believe_an_edited_record(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
+    record = results.read(record_of(made))
+    record["privacy"]["epsilon"] /= 2
+    (here / "edited.json").write_text(json.dumps(record))
+    assert "its mechanisms spend" in refused(capsys, "privacy", "edited.json")
+    assert "No such file" in refused(capsys, "privacy", "none.json")
+
+
+# --- the parser -------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_mistyped_options_do_not_load_the_library() -> None:
+    script = (
+        "import sys\nfrom dpldm.cli import main\n"
+        "for words in (['--help'], ['run', '--help'], ['run', '--dataset', 'mnist', '--epsilom', '3'], []):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "unrecognized arguments: --epsilom" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--epsilon", "1"],
+        ["run", "--dataset", "mnist", "--data", "x.npz"],
+        ["run", "--dataset", "mnist", "--epsilon", "1", "--noise-multiplier", "1"],
+        ["run", "--dataset", "mnist", "--epsilon", "many"],
+        ["data", "burn"],
+        ["sample", "model.safetensors"],
+        ["privacy"],
+        ["fly"],
+    ],
+)
+def test_what_the_parser_refuses(words: list, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        main(words)
+    assert refusal.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_a_run_without_a_budget_has_the_default_one() -> None:
+    given = cli._parser().parse_args(["run", "--dataset", "mnist"])
+    assert cli._epsilon(given) == 10
+
+
+def test_python_m_dpldm_is_the_command(here: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "dpldm", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: dpldm")

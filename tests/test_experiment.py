@@ -1,0 +1,455 @@
+"""One description → one run → one record: resumed, repeated, damaged and refused runs."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpldm import evaluation, experiment, privacy, results
+from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run
+from dpldm.privacy import PrivacyError, PrivateData
+from dpldm.results import RecordError
+from dpldm.synthesis import SamplingSettings, SynthesisSettings
+
+STAGES = ["compression", "diffusion", "samples", *(f"evaluation-{part}" for part in evaluation.PARTS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_commit() -> Iterator[None]:
+    """The same version of the library throughout, whatever happens to the checkout while the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_commit", lambda root: "0" * 40)
+        yield
+
+
+def shapes(path: Path, n: int, seed: int = 0) -> Path:
+    """An .npz of bars and boxes: three classes, 12 x 12 grey pixels."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    images = random.random((n, 12, 12)) * 0.3
+    images[labels == 0, :, 5:7] += 0.6
+    images[labels == 1, 5:7, :] += 0.6
+    images[labels == 2, 3:9, 3:9] += 0.6
+    np.savez(path, images=(images * 255).astype(np.uint8), labels=labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    shapes(folder / "test.npz", 210, seed=1)
+    return shapes(folder / "shapes.npz", 600)
+
+
+@pytest.fixture(scope="module")
+def described(data: Path) -> Experiment:
+    return Experiment(data, 2.0, delta=1e-4, profile="smoke", n_synthetic=200, test_data=data.with_name("test.npz"))
+
+
+class Lines(Progress):
+    """Keeps what is said, and presses Ctrl-C at the first line or stage that starts with ``stop_at``."""
+
+    def __init__(self, stop_at: str = "never") -> None:
+        self.lines: list[str] = []
+        self.stop_at = stop_at
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        if line.startswith(self.stop_at):
+            raise KeyboardInterrupt
+
+    def track(self, stage: str, share: float) -> None:
+        if stage == self.stop_at:
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run and where it lies. ``secret`` is shared, so that equal data have equal names everywhere."""
+
+    folders: Folders
+    record: dict
+    lines: list[str]
+
+    @property
+    def path(self) -> Path:
+        return self.folders.records / results.record_name(self.record)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folders.runs / self.path.stem
+
+    def images(self) -> Tensor:
+        return results.load_images(self.run_folder / "synthetic.npz")[0]
+
+
+def folders_in(place: Path, like: Folders | None = None) -> Folders:
+    folders = Folders(place / "records", place / "runs")
+    if like is not None:
+        folders.runs.mkdir()
+        (folders.runs / ".secret").write_bytes((like.runs / ".secret").read_bytes())
+    return folders
+
+
+def make(wanted: Experiment, folders: Folders, force: bool = False) -> Made:
+    progress = Lines()
+    return Made(folders, run(wanted, folders, progress, force), progress.lines)
+
+
+@pytest.fixture(scope="module")
+def made(described: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A whole run, made once; tests must not change it."""
+    return make(described, folders_in(tmp_path_factory.mktemp("made")))
+
+
+def without_seconds(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_whole_record_within_its_budget(made: Made) -> None:
+    results.validate(made.record)
+    assert results.read(made.path) == made.record
+    spent = made.record["privacy"]
+    assert 0 < spent["epsilon"] <= 2.0
+    independent = privacy.from_record(spent).epsilon(1e-4, "pld")
+    assert independent == pytest.approx(spent["epsilon"], rel=0.01)
+    assert independent <= spent["epsilon"]
+    assert {mechanism["stage"] for mechanism in spent["mechanisms"]} == {"compression", "diffusion"}
+    assert made.record["metrics"]["n_synthetic"] == 200
+    assert [len(made.record["metrics"]["accuracy"][kind]) for kind in results.CLASSIFIERS] == [1, 1, 1]
+    assert "not covered" in made.record["metrics"]["note"]
+    assert set(made.record["seconds"]) == {"compression", "diffusion", "sampling", "evaluation"}
+
+
+def test_a_run_leaves_images_grid_and_statement(made: Made) -> None:
+    images, labels, said = results.load_images(made.run_folder / "synthetic.npz")
+    assert images.shape == (200, 1, 12, 12)
+    assert labels.bincount().tolist() == [67, 67, 66]
+    assert said == privacy.statement(made.record["privacy"])
+    with Image.open(made.path.with_suffix(".png")) as grid:
+        assert json.loads(grid.text["privacy"]) == said
+
+
+def test_a_line_for_each_stage_and_the_end_in_plain_words(made: Made) -> None:
+    told = [line.split(":")[0] for line in made.lines]
+    assert sorted(told[-len(STAGES) :]) == sorted(STAGES)
+    assert any("not covered by ε" in line for line in made.lines)
+    assert any("--secure" in line for line in made.lines)
+    text = experiment.summary(made.record, made.folders)
+    for expected in ("own-shapes: 200 synthetic images", "of 2 spent", "CNN", "FID", str(made.path), "cpu"):
+        assert expected in text
+
+
+def test_training_images_are_read_only_through_the_ledger(
+    described: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[dict] = []
+    original = PrivateData.read
+
+    def watched(self: PrivateData, mechanism: privacy.Mechanism) -> tuple[Tensor, Tensor]:
+        read.append(asdict(mechanism))
+        return original(self, mechanism)
+
+    monkeypatch.setattr(PrivateData, "read", watched)
+    monkeypatch.setattr(evaluation, "evaluation_parts", None)  # would fail if it were called
+    done = make(replace(described, test_data=None), folders_in(tmp_path))
+    assert done.record["privacy"]["mechanisms"] == read
+    assert done.record["metrics"]["accuracy"] == {"cnn": [], "mlp": [], "logreg": []}
+    assert done.record["seconds"]["evaluation"] is None
+    assert any("not scored" in line for line in done.lines)
+
+
+# --- interrupted, repeated, damaged -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["compression:", "diffusion", "samples:", "evaluation", "evaluation-cnn:"])
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    described: Experiment, made: Made, tmp_path: Path, moment: str
+) -> None:
+    folders = folders_in(tmp_path, made.folders)
+    interrupted = Lines(moment)
+    with pytest.raises(Stopped, match="finished stages are kept") as stopped:
+        run(described, folders, interrupted)
+    assert stopped.value.folder == folders.runs / made.path.stem
+    assert not list(folders.records.iterdir())
+    finished = {path.stem for path in stopped.value.folder.glob("*.safetensors")} - {"synthesizer"}
+    assert finished < set(STAGES)
+    assert "compression" in finished
+    before = {stage: results.StageFolder(stopped.value.folder).load(stage)[1]["seconds"] for stage in finished}
+
+    done = make(described, folders)
+    assert without_seconds(done.record) == without_seconds(made.record)
+    assert torch.equal(done.images(), made.images())
+    assert {line.split(":")[0] for line in done.lines if "done earlier" in line} == finished
+    assert done.record["seconds"]["compression"] == before["compression"]  # measured once
+
+
+def test_a_recorded_run_is_not_made_again(described: Experiment, made: Made) -> None:
+    before = made.path.stat().st_mtime_ns
+    again = make(described, made.folders)
+    assert again.record == made.record
+    assert len(again.lines) == 1
+    assert "done earlier" in again.lines[0]
+    assert made.path.stat().st_mtime_ns == before
+
+
+def test_force_begins_anew(described: Experiment, made: Made, tmp_path: Path) -> None:
+    folders = folders_in(tmp_path, made.folders)
+    make(described, folders)
+    again = make(described, folders, force=True)
+    assert not any("done earlier" in line for line in again.lines)
+    assert without_seconds(again.record) == without_seconds(made.record)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["compression.safetensors", "synthetic.npz", "evaluation-mlp.safetensors"])
+def test_a_damaged_stage_and_what_rests_on_it_are_done_again(
+    described: Experiment, made: Made, tmp_path: Path, file: str
+) -> None:
+    folders = folders_in(tmp_path, made.folders)
+    first = make(described, folders)
+    damage(first.run_folder / file)
+    first.path.unlink()
+    again = make(described, folders)
+    assert without_seconds(again.record) == without_seconds(made.record)
+    kept = {line.split(":")[0] for line in again.lines if "done earlier" in line}
+    expected = {
+        "compression.safetensors": set(),
+        "synthetic.npz": {"compression", "diffusion"},
+        "evaluation-mlp.safetensors": set(STAGES) - {"evaluation-mlp"},
+    }
+    assert kept == expected[file]
+    assert sum("done again" in line for line in again.lines) == 1
+
+
+def test_stages_of_another_version_are_done_again(
+    described: Experiment, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = folders_in(tmp_path, made.folders)
+    with pytest.raises(Stopped):
+        run(described, folders, Lines("samples:"))
+    monkeypatch.setattr(results, "_commit", lambda root: "1" * 40)
+    again = make(described, folders)
+    assert not any("done earlier" in line for line in again.lines)
+    assert any("another version" in line for line in again.lines)
+    assert again.record["commit"] == "1" * 40
+
+
+# --- seeds and budgets ------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_the_images(described: Experiment, made: Made, tmp_path: Path) -> None:
+    unscored = replace(described, test_data=None)
+    same = make(unscored, folders_in(tmp_path / "same"))
+    other = make(replace(unscored, seed=1), folders_in(tmp_path / "other"))
+    assert torch.equal(same.images(), made.images())
+    assert not torch.equal(other.images(), made.images())
+
+
+def test_secure_noise_is_not_repeated(described: Experiment, made: Made, tmp_path: Path) -> None:
+    secure = make(replace(described, test_data=None, secure_mode=True), folders_in(tmp_path))
+    assert not torch.equal(secure.images(), made.images())
+    assert secure.record["settings"]["secure_mode"] is True
+    assert not any("seeded" in line for line in secure.lines)
+
+
+def test_derived_seeds_differ_by_purpose_and_seed() -> None:
+    derived = [experiment.derived_seed(seed, purpose) for seed in range(50) for purpose in ("sampling", "evaluation")]
+    assert len(set(derived)) == 100
+
+
+def test_a_run_without_privacy_is_not_called_private(described: Experiment, tmp_path: Path) -> None:
+    done = make(replace(described, epsilon=None, test_data=None), folders_in(tmp_path))
+    results.validate(done.record)
+    assert done.record["privacy"]["epsilon"] is None
+    assert done.path.name.startswith("own-shapes-dpldm-epsnone-smoke")
+    assert all(mechanism["noise_multiplier"] == 0 for mechanism in done.record["privacy"]["mechanisms"])
+    with pytest.raises(PrivacyError):
+        privacy.statement(done.record["privacy"])
+    said = results.load_images(done.run_folder / "synthetic.npz")[2]
+    assert said["epsilon"] is None
+    assert said["claim"].startswith("No differential privacy")
+    assert "privacy:   none" in experiment.summary(done.record, done.folders)
+
+
+def test_a_run_with_given_noise_says_what_it_spent(described: Experiment, tmp_path: Path) -> None:
+    done = make(replace(described, epsilon=None, noise_multiplier=3.0, test_data=None), folders_in(tmp_path))
+    spent = done.record["privacy"]
+    gradients = [mechanism for mechanism in spent["mechanisms"] if mechanism["name"] == "denoiser gradients"]
+    assert [mechanism["noise_multiplier"] for mechanism in gradients] == [3.0]
+    assert spent["epsilon_target"] is None
+    assert spent["epsilon"] > 0
+    assert "eps_of_noise3-" in done.path.name
+
+
+# --- refused before anything is written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'"),
+        ({"profile": "huge"}, "unknown profile 'huge'"),
+        ({"dataset": "cats", "test_data": None}, "unknown dataset 'cats': expected mnist or fashion_mnist"),
+        ({"dataset": "mnist"}, "give both or neither"),
+        ({"seed": -1}, "expected a seed from 0"),
+        ({"n_synthetic": 0}, "expected 1 or more synthetic images"),
+        ({"epsilon": None, "noise_multiplier": 0}, "noise multiplier above 0"),
+        ({"noise_multiplier": 1.0}, "exactly one of epsilon and noise_multiplier"),
+        ({"epsilon": float("nan")}, "finite epsilon above 0"),
+        ({"delta": 0.01}, "must be below 1/N"),
+        ({"n_synthetic": 100}, "100 synthetic images are too few"),
+        ({"device": "abacus"}, "device 'abacus' can't be used here"),
+        ({"test_data": Path("nowhere.npz")}, "does not exist"),
+    ],
+)
+def test_what_can_not_work_is_refused_first(described: Experiment, tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        run(replace(described, **change), folders_in(tmp_path))
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_test_images_of_other_classes_are_refused(described: Experiment, tmp_path: Path) -> None:
+    images = np.zeros((30, 12, 12), np.uint8)
+    np.savez(tmp_path / "two.npz", images=images, labels=np.arange(30) % 2)
+    with pytest.raises(ExperimentError, match=r"classes 0, 1, 2, got .* 0, 1"):
+        run(replace(described, test_data=tmp_path / "two.npz"), folders_in(tmp_path))
+
+
+def test_too_little_room_is_refused_first(
+    described: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results.shutil, "disk_usage", lambda folder: results.shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(OSError, match="room"):
+        run(described, folders_in(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_does_not_confirm_guesses_about_private_files(made: Made, data: Path, described: Experiment) -> None:
+    plain = hashlib.sha256(data.read_bytes()).hexdigest()
+    assert plain not in made.path.read_text()
+    assert len(made.record["data_sha256"]) == 2
+    assert (made.folders.runs / ".secret").stat().st_mode & 0o077 == 0
+
+
+def test_own_data_is_never_named_like_a_public_set() -> None:
+    assert experiment._own_name("mnist") == "own-mnist"
+    assert experiment._own_name("ma photos/été!") == "own-ma-photos-t-"
+
+
+def test_a_limit_takes_the_same_images_whatever_they_are(data: Path) -> None:
+    images = experiment.datasets.load_own(data)
+    some = experiment._limited(images, 50)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))[:50]
+    assert torch.equal(some.images, images.images[order])
+    assert experiment._limited(images, 600) is images
+
+
+# --- saved synthesizers -----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_synthesizer_draws_the_images_of_its_run(made: Made) -> None:
+    saved = experiment.load_synthesizer(made.run_folder / "synthesizer.safetensors")
+    labels = experiment.balanced_labels(200, 3)
+    images = experiment.sample(saved, labels, saved.seed, saved.settings.sampling)
+    assert torch.equal((images * 255).round(), (made.images() * 255).round())
+    assert saved.privacy == made.record["privacy"]
+    assert saved.class_names == ("0", "1", "2")
+    assert asdict(saved.settings) == made.record["settings"]["synthesis"]
+
+
+def test_damaged_and_foreign_models_are_refused_in_a_line(made: Made, tmp_path: Path) -> None:
+    whole = (made.run_folder / "synthesizer.safetensors").read_bytes()
+    cut, flipped, foreign = (tmp_path / f"{name}.safetensors" for name in ("cut", "flipped", "foreign"))
+    cut.write_bytes(whole[:1000])
+    flipped.write_bytes(whole)
+    damage(flipped)
+    save_file({"a": torch.zeros(3)}, foreign)
+    stage = made.run_folder / "diffusion.safetensors"  # whole, but not a synthesizer
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    for path in (cut, flipped, foreign, stage, text):
+        with pytest.raises(ExperimentError, match=re.escape(f"{path}: expected a synthesizer")) as refused:
+            experiment.load_synthesizer(path)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(FileNotFoundError, match="found no file"):
+        experiment.load_synthesizer(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("fault", ["setting", "shape", "tensor"])
+def test_a_model_that_does_not_fit_itself_is_refused(made: Made, tmp_path: Path, fault: str) -> None:
+    tensors, facts = results.StageFolder(made.run_folder).load("synthesizer")
+    if fault == "setting":
+        facts["settings"]["width"] = "wide"
+    elif fault == "shape":
+        facts["image_shape"] = [3, 12, 12]
+    else:
+        tensors["compression/axes"] = tensors["compression/axes"][:5]
+    path = results.StageFolder(tmp_path).save("model", tensors, facts)
+    with pytest.raises(ExperimentError, match="expected a synthesizer"):
+        experiment.load_synthesizer(path)
+
+
+def test_models_hold_only_what_is_charged(made: Made) -> None:
+    """Every tensor of a model is one of its stages', so nothing else of the data can have slipped in."""
+    names = set(load_file(made.run_folder / "synthesizer.safetensors"))
+    states = {
+        f"{stage}/{name}"
+        for stage in ("compression", "diffusion")
+        for name in results.StageFolder(made.run_folder).load(stage)[0]
+    }
+    assert names == states
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", list(experiment.PROFILES))
+def test_settings_go_to_json_and_back(profile: str) -> None:
+    settings = experiment.settings_for(profile, "mnist", 3.0)
+    assert from_json(SynthesisSettings, json.loads(json.dumps(asdict(settings)))) == settings
+    scoring = experiment.PROFILES[profile].evaluation
+    assert from_json(evaluation.EvaluationSettings, json.loads(json.dumps(asdict(scoring)))) == scoring
+
+
+def test_wrong_settings_are_refused() -> None:
+    right = asdict(SamplingSettings())
+    for wrong, message in (
+        (right | {"stepps": 3}, "unknown key 'stepps'"),
+        ({"steps": 3}, "expected a value for sampler"),
+        (right | {"steps": "3"}, "settings.steps: expected int, got '3'"),
+        (right | {"steps": True}, "settings.steps: expected int, got True"),
+        ([], "expected an object"),
+    ):
+        with pytest.raises(ExperimentError, match=message):
+            from_json(SamplingSettings, wrong)
+    assert from_json(SamplingSettings, right | {"guidance": 2}).guidance == 2.0
+
+
+def test_a_corrupt_record_stops_the_run(described: Experiment, made: Made, tmp_path: Path) -> None:
+    folders = folders_in(tmp_path, made.folders)
+    folders.records.mkdir()
+    (folders.records / made.path.name).write_text("{")
+    with pytest.raises(RecordError, match="delete it and repeat the run"):
+        run(described, folders)
