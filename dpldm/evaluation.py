@@ -9,7 +9,7 @@ precision and recall, coverage, and a nearest-neighbour check for memorised trai
 
 Work is split into parts so that a caller can save each one and skip what it already has:
 
-    for name, partial in evaluation_parts(images, labels, real_train, real_test, done=saved): save(name, partial)
+    for name, scores in evaluation_parts(images, labels, real_train, real_test, done=saved): save(name, scores)
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.request import urlopen
@@ -36,8 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-CLASSIFIERS = ("cnn", "mlp", "logreg")  # longest first, so that parallel training ends together
-PARTS = ("fidelity", "memorisation", *CLASSIFIERS, "fid_inception")
+CLASSIFIERS = ("cnn", "mlp", "logreg")
+PARTS = ("cnn", "fidelity", "memorisation", "mlp", "logreg", "fid_inception")  # longest first, to pack the cores well
 FEATURE_DIMENSIONS = 128  # width of the layer that `fid_classifier` looks at
 VALIDATION_SHARE = 0.1  # of the synthetic set, for choosing the epoch
 NEIGHBOURS = 3  # k of improved precision and recall (Kynkäänniemi et al. 2019)
@@ -79,6 +80,7 @@ class EvaluationSettings:
     bfloat16: multiply in bfloat16 while the CNN trains, where the CPU does so natively; weights and the final score
         stay float32.
     feature_epochs: for the feature network of a data set that has none shipped.
+    n_train_images: most training images in fid_classifier_train.
     n_feature_images: most images of either side in precision, recall and coverage.
     n_memorisation_images: most synthetic images, and most test images, in the memorisation check.
     inception: "never", "if-file" (only with a local weights file, never the network) or "download".
@@ -87,14 +89,15 @@ class EvaluationSettings:
 
     classifier_seeds: int = 3
     cnn_epochs: int = 3
-    mlp_epochs: int = 6
-    logreg_epochs: int = 6
+    mlp_epochs: int = 5
+    logreg_epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 4e-3
     one_cycle: bool = True
     bfloat16: bool = True
     feature_epochs: int = 3
-    n_feature_images: int = 10_000
+    n_train_images: int = 20_000
+    n_feature_images: int = 5_000
     n_memorisation_images: int = 2_000
     inception: str = "if-file"
     n_inception_images: int | None = 10_000
@@ -135,6 +138,8 @@ EVALUATION = {
         one_cycle=False,
         bfloat16=False,
         feature_epochs=8,
+        n_train_images=1_000_000,
+        n_feature_images=10_000,
         n_memorisation_images=10_000,
         n_inception_images=None,
     ),
@@ -167,7 +172,7 @@ def evaluate(
         progress=progress,
         inception_weights=inception_weights,
     )
-    return merge(partial for _, partial in parts)
+    return merge(scores for _, scores in parts)
 
 
 def merge(partials: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -177,8 +182,8 @@ def merge(partials: Iterable[dict[str, Any]]) -> dict[str, Any]:
     {'recall': 0.5, 'accuracy': {'mlp': [0.9], 'cnn': [0.95]}}
     """
     merged: dict[str, Any] = {}
-    for partial in partials:
-        for key, value in partial.items():
+    for scores in partials:
+        for key, value in scores.items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return merged
 
@@ -225,19 +230,54 @@ def _parts(
     progress: Progress | None,
     weights: Path | None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    kinds = [kind for kind in CLASSIFIERS if kind in todo]
     with _Reporter(max(1, _work(todo, settings)), progress) as reporter:
-        if "fidelity" in todo:
-            yield "fidelity", _fidelity(synthetic, real_train, real_test, settings, device, seed)
-            reporter.add(_WORK["fidelity"], "fidelity")
-        if "memorisation" in todo:
-            count = settings.n_memorisation_images
-            scores = memorisation(synthetic.images, real_train.images, real_test.images, count, seed, device)
-            yield "memorisation", {"memorisation": scores}
-            reporter.add(_WORK["memorisation"], "memorisation")
-        yield from _usefulness(synthetic, real_test, kinds, settings, device, seed, reporter)
+        jobs: dict[str, list[Callable[[], Any]]] = {}
+        for part in todo:
+            if part in CLASSIFIERS:
+                seeds = range(seed, seed + settings.classifier_seeds)
+                jobs[part] = [
+                    partial(_train_and_score, part, synthetic, real_test, settings, device, one, reporter)
+                    for one in seeds
+                ]
+            elif part == "fidelity":
+                jobs[part] = [partial(_fidelity, synthetic, real_train, real_test, settings, device, seed)]
+            elif part == "memorisation":
+                images = (synthetic.images, real_train.images, real_test.images)
+                jobs[part] = [partial(memorisation, *images, settings.n_memorisation_images, seed, device)]
+        for part, results in _in_parallel(jobs, device, reporter):
+            if part in CLASSIFIERS:
+                yield part, _usefulness_metrics(part, results, settings, device)
+            else:
+                reporter.add(_WORK[part], part)
+                yield part, results[0] if part == "fidelity" else {part: results[0]}
         if "fid_inception" in todo:
             yield "fid_inception", _inception_part(synthetic.images, real_test.images, settings, weights, device, seed)
+
+
+def _in_parallel(
+    jobs: dict[str, list[Callable[[], Any]]], device: torch.device, reporter: _Reporter
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yields (part, the results of its jobs) as parts finish.
+
+    On a CPU each job has one thread, so that scores do not depend on the number of cores, and nothing waits.
+    """
+    if not jobs:
+        return
+    threads = torch.get_num_threads()
+    workers = threads if device.type == "cpu" else 1
+    executor = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = {part: [executor.submit(job) for job in group] for part, group in jobs.items()}
+        waiting = list(futures)
+        for finished in as_completed([future for group in futures.values() for future in group]):
+            finished.result()  # raises what the job raised
+            for part in [part for part in waiting if all(future.done() for future in futures[part])]:
+                waiting.remove(part)
+                yield part, [future.result() for future in futures[part]]
+    finally:
+        reporter.stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def check_synthetic(images: Tensor, labels: Tensor, real_train: LabelledImages, real_test: LabelledImages) -> None:
@@ -477,48 +517,26 @@ class _Stopped(Exception):
     """The caller went away while classifiers were training."""
 
 
-def _usefulness(
+def _train_and_score(
+    kind: str,
     synthetic: _Labelled,
     real_test: LabelledImages,
-    kinds: list[str],
     settings: EvaluationSettings,
     device: torch.device,
     seed: int,
     reporter: _Reporter,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Trains all seeds of all kinds, on a CPU one thread each, so scores do not depend on the number of cores."""
-    if not kinds:
-        return
-    stop, on_cpu, threads = threading.Event(), device.type == "cpu", torch.get_num_threads()
+) -> tuple[float, TrainedClassifier]:
+    """(accuracy on the real test set, the classifier); the last line is the only look at the test set."""
+    share = _WORK[kind] / _batches(round((1 - VALIDATION_SHARE) * len(synthetic.labels)), settings)
 
-    def train_and_score(kind: str, index: int) -> tuple[float, TrainedClassifier]:
-        def on_batch() -> None:
-            reporter.add(share, kind)
-            if stop.is_set():
-                raise _Stopped
+    def on_batch() -> None:
+        reporter.add(share, kind)
+        if reporter.stop.is_set():
+            raise _Stopped
 
-        count = real_test.num_classes
-        share = _WORK[kind] / _batches(round((1 - VALIDATION_SHARE) * len(synthetic.labels)), settings)
-        trained = train_classifier(
-            kind, synthetic.images, synthetic.labels, count, settings, device, seed + index, on_batch
-        )
-        return accuracy(trained.network, real_test.images, real_test.labels), trained  # the one look at the test set
-
-    executor = ThreadPoolExecutor(threads if on_cpu else 1, initializer=torch.set_num_threads, initargs=(1,))
-    jobs: dict[str, list[Future[tuple[float, TrainedClassifier]]]] = {}
-    try:
-        for kind in kinds:
-            jobs[kind] = [executor.submit(train_and_score, kind, index) for index in range(settings.classifier_seeds)]
-        waiting = list(kinds)
-        for finished in as_completed(job for group in jobs.values() for job in group):
-            finished.result()
-            for kind in [kind for kind in waiting if all(job.done() for job in jobs[kind])]:
-                waiting.remove(kind)
-                yield kind, _usefulness_metrics(kind, [job.result() for job in jobs[kind]], settings, device)
-    finally:
-        stop.set()
-        executor.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+    count = real_test.num_classes
+    trained = train_classifier(kind, synthetic.images, synthetic.labels, count, settings, device, seed, on_batch)
+    return accuracy(trained.network, real_test.images, real_test.labels), trained
 
 
 def _usefulness_metrics(
@@ -559,7 +577,7 @@ def train_feature_network(
 ) -> FeatureNetwork:
     """Trains the CNN of `build_network` on REAL images: not private, only for measuring.
 
-    The same seed repeats it on one machine with one number of threads.
+    The same seed repeats it on one machine, given the same number of threads.
     """
     generator = torch.Generator().manual_seed(seed)
     network = build_network("cnn", tuple(images.shape[1:]), num_classes, generator, device, dropout=False)
@@ -643,10 +661,11 @@ def _fidelity(
     seed: int,
 ) -> dict[str, Any]:
     network, description = feature_network_for(real_train, settings, device, seed)
-    of_synthetic, of_test, of_train = (
-        network.features(images) for images in (synthetic.images, real_test.images, real_train.images)
-    )
     generator = torch.Generator().manual_seed(seed)
+    train_images = _some(real_train.images, settings.n_train_images, generator)
+    of_synthetic, of_test, of_train = (
+        network.features(images) for images in (synthetic.images, real_test.images, train_images)
+    )
     some = {"synthetic": of_synthetic, "test": of_test}
     chosen = {name: _some(features, settings.n_feature_images, generator) for name, features in some.items()}
     precision, recall = precision_recall(chosen["test"], chosen["synthetic"])
@@ -660,7 +679,7 @@ def _fidelity(
         "coverage": coverage(chosen["test"], chosen["synthetic"]),
         "n_synthetic": len(synthetic.images),
         "n_real_test": len(real_test.images),
-        "n_real_train": len(real_train.images),
+        "n_real_train": len(train_images),
         "n_feature_images": {name: len(features) for name, features in chosen.items()},
     }
 
@@ -918,10 +937,11 @@ def _work(todo: list[str], settings: EvaluationSettings) -> int:
 
 
 class _Reporter:
-    """Passes the share of work done to the caller's function, or to a bar on a terminal."""
+    """Passes the share of work done to the caller's function, or to a bar on a terminal; `stop` tells jobs to end."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total, self.progress, self.done, self.lock = total, progress, 0.0, threading.Lock()
+        self.total, self.progress, self.done = total, progress, 0.0
+        self.lock, self.stop = threading.Lock(), threading.Event()
         hidden = progress is not None or not sys.stderr.isatty()
         layout = "{desc}: {percentage:3.0f}% |{bar}| {remaining} left"
         self.bar = tqdm(total=1.0, desc="evaluation", disable=hidden, bar_format=layout)
