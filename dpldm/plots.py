@@ -7,6 +7,8 @@ apart for colour-blind readers, and never carry a meaning alone: markers and lin
 Images are (N, C, H, W) with C 1 or 3 and values in [0, 1], tensors or arrays; what lies outside is clipped for display.
 """
 
+import base64
+import html
 import io
 import json
 import math
@@ -535,3 +537,114 @@ def roc(fpr: Sequence[float], tpr: Sequence[float]) -> Figure:
     )  # fmt: skip
     axes[0, 0].legend(loc="lower right")
     return figure
+
+
+# --- the book ---------------------------------------------------------------------------------------------------------
+
+
+@_style()
+def image_rows(rows: Mapping[str, Images], title: str, row_label: str, column_label: str = "images") -> Figure:
+    """Rows of images under each other, each with its name at the left.
+
+    Args:
+        rows: name → (N, C, H, W) in [0, 1], all of one shape; N columns are drawn, so pass a few.
+        title: above the rows.
+        row_label, column_label: what the rows and columns are.
+
+    Raises:
+        ValueError: no row, or shapes that differ.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one, got none; name one")
+    colours = {name: _colours(images) for name, images in rows.items()}
+    _same_shapes(colours)
+    stacked = list(colours.values())
+    figure, axes = _card(*_grid_size(len(rows), len(stacked[0]), stacked[0]))
+    _show(axes[0, 0], stacked, len(stacked[0]), list(rows))
+    axes[0, 0].set(title=title, ylabel=row_label, xlabel=column_label)
+    return figure
+
+
+@_style()
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    logarithmic: Literal["", "x", "y", "xy"] = "",
+) -> Figure:
+    """One line per name over shared places, with a marker at each place.
+
+    Args:
+        x: places, of any length.
+        lines: name → as many values; infinite and NaN ones leave a gap.
+        x_label, y_label: with units.
+        logarithmic: which axes are.
+
+    Raises:
+        ValueError: a line of another length, or no line.
+    """
+    if not lines:
+        raise ValueError("lines: expected at least one, got none; name one")
+    for name, values in lines.items():
+        if len(values) != len(x):
+            raise ValueError(f"{name}: expected {len(x)} values, one per place, got {len(values)}")
+    figure, axes = _card(6.4, 3.9)
+    for place, (name, values) in enumerate(lines.items()):
+        shown = np.where(np.isfinite(values), values, np.nan)
+        axes[0, 0].plot(x, shown, color=PALETTE[place % 6], linestyle=LINES[place % 6], marker=MARKERS[place % 6],
+                        markersize=5, label=name)  # fmt: skip
+    if "x" in logarithmic:
+        axes[0, 0].set_xscale("log")
+    if "y" in logarithmic:
+        axes[0, 0].set_yscale("log")
+    axes[0, 0].set(title=title, xlabel=x_label, ylabel=y_label)
+    if len(lines) > 1:
+        axes[0, 0].legend()
+    return figure
+
+
+@_style()
+def histograms(values: Mapping[str, Images], x_label: str, title: str = "", bins: int = 60) -> Figure:
+    """How often each value comes, as an outline per name over shared bins; shares of each name add up to one.
+
+    Args:
+        values: name → numbers of any shape.
+        x_label: with the unit.
+        bins: of equal width between the least and the largest value of all.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    flat = {name: np.asarray(numbers, dtype=float).ravel() for name, numbers in values.items()}
+    if not flat or not all(len(numbers) for numbers in flat.values()):
+        raise ValueError("values: expected at least one number for each name, got none; pass some")
+    edges = np.histogram_bin_edges(np.concatenate(list(flat.values())), bins)
+    figure, axes = _card(6.4, 3.4)
+    for place, (name, numbers) in enumerate(flat.items()):
+        heights = np.histogram(numbers, edges)[0] / len(numbers)
+        axes[0, 0].stairs(heights, edges, color=PALETTE[place % 6], linestyle=LINES[place % 6], linewidth=1.8,
+                          label=name)  # fmt: skip
+    axes[0, 0].set(title=title, xlabel=x_label, ylabel="share")
+    if len(flat) > 1:
+        axes[0, 0].legend()
+    return figure
+
+
+def as_html(figure: Figure, alternative: str) -> str:
+    """A figure as an HTML image with its text alternative, for pages that show what another page computed.
+
+    Args:
+        figure: made by this module.
+        alternative: what the figure shows, in a sentence, for those who don't see it.
+
+    Raises:
+        ValueError: no text, or a figure of another making.
+    """
+    if not alternative.strip() or not isinstance(figure, Card):
+        raise ValueError("expected a figure of dpldm.plots and a sentence on what it shows; give both")
+    pixels = base64.b64encode(figure._repr_png_()).decode()
+    text = html.escape(alternative, quote=True)
+    width = round(96 * figure.get_figwidth())
+    return f'<img src="data:image/png;base64,{pixels}" alt="{text}" style="width: {width}px; max-width: 100%">'
