@@ -776,27 +776,26 @@ def memorisation(
     At most `count` synthetic and `count` test images are looked at; distances are Euclidean over pixels in [0, 1].
     share_below_first_percentile: synthetic images nearer to the training set than 99% of real test images are; 0.01 if
         synthetic images are like new real ones. Smooth images are near to everything, so this alone proves nothing.
-    share_closer_to_train: synthetic images whose nearest training image is nearer than their nearest test image, with
-        equally many of both; 0.5 without memorisation, 1 for copies, and blur cancels (compare Meehan et al. 2020).
+    share_closer_to_train: synthetic images whose nearest real image is a training image and not a test image; 1 for
+        copies. A generator that knows no particular training image gives n_train / (n_train + all test images), which
+        is share_closer_expected, however smooth its images are (after Meehan et al. 2020).
     """
     generator = torch.Generator().manual_seed(seed)
     queries = _some(synthetic, count, generator).flatten(1).to(device)
     held_out = _some(real_test, count, generator).flatten(1).to(device)
     train, test = real_train.flatten(1).to(device), real_test.flatten(1).to(device)
-    equal = min(len(train), len(test))
-    some_train, some_test = _some(train, equal, generator), _some(test, equal, generator)
     to_train, reference = nearest_distances(queries, train), nearest_distances(held_out, train)
-    to_some_train, to_some_test = nearest_distances(queries, some_train), nearest_distances(queries, some_test)
-    closer = (to_some_train < to_some_test).double() + (to_some_train == to_some_test).double() / 2
+    to_test, expected = nearest_distances(queries, test), len(train) / (len(train) + len(test))
+    closer = (to_train < to_test).double() + expected * (to_train == to_test).double()  # ties tell nothing
     return {
         "share_below_first_percentile": float((to_train < reference.quantile(0.01)).double().mean()),
         "share_closer_to_train": float(closer.mean()),
+        "share_closer_expected": expected,
         "median_distance_synthetic": float(to_train.median()),
         "median_distance_test": float(reference.median()),
         "n_synthetic": len(queries),
         "n_test": len(held_out),
         "n_train": len(train),
-        "n_compared": equal,
     }
 
 
