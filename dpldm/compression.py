@@ -66,7 +66,7 @@ class PCASettings:
 
     dim: int = 64
     frequencies: int = 16
-    clip_norm: float = 0.3
+    clip_norm: float = 0.22
     whitening: float = 0.7
     visible: float = 0.4
     mean_share: float = 0.05
@@ -178,7 +178,7 @@ class RefinedPCASettings:
     pca: PCASettings = field(default_factory=PCASettings)
     width: int = 256
     decoder_share: float = 0.4
-    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=150, batch=4096, clip_norm=0.2))
+    fit: FitSettings = field(default_factory=lambda: FitSettings(learning_rate=1e-3, clip_norm=0.2))
 
 
 class RefinedPCA:
@@ -244,7 +244,7 @@ class RefinedPCA:
 class AutoencoderSettings:
     dim: int = 32
     width: int = 256
-    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, batch=4096, clip_norm=1.0))
+    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, learning_rate=1e-3))
     public_images: int = 20_000
 
 

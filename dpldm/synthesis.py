@@ -59,9 +59,9 @@ class SynthesisSettings:
     compression: CompressionSettings = field(default_factory=CompressionSettings)
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     levels: NoiseLevels = field(default_factory=NoiseLevels)
-    width: int = 256
-    depth: int = 2
-    draws: int = 4
+    width: int = 192
+    depth: int = 1
+    draws: int = 2
     label_dropout: float = 0.1
     fit: FitSettings = field(default_factory=FitSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)

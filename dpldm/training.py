@@ -25,10 +25,10 @@ class FitSettings:
     """How a network is fitted. ``batch`` is the expected size of a Poisson batch; at most ``physical_batch`` examples
     are in memory at once, whatever the batch."""
 
-    steps: int = 300
+    steps: int = 150
     batch: int = 4096
     physical_batch: int = 1024
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     clip_norm: float = 1.0
     ema_decay: float = 0.98
 
