@@ -664,7 +664,7 @@ def _gaussian_per_class(
     variance = (release.sensitivity * release.noise_multiplier) ** 2
     moments = moments - variance * counts[:, None, None] * torch.eye(latents.shape[1])
     std = variance * math.sqrt(float(counts.mean()))  # of an entry of the sum of noise · noiseᵀ
-    return mixture._mixture(counts[:, None], (sums / counts[:, None])[:, None], moments, std, floor)
+    return mixture._mixture(counts[:, None], (sums / counts[:, None])[:, None], moments, 0.0, std, floor)
 
 
 def _reading_c(

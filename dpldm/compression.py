@@ -244,7 +244,7 @@ class RefinedPCA:
 class AutoencoderSettings:
     dim: int = 32
     width: int = 256
-    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, learning_rate=1e-3))
+    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, learning_rate=1e-3, clip_norm=1.0))
     public_images: int = 20_000
 
 

@@ -147,10 +147,11 @@ def fit_mixture(
     def estimate(shares: Tensor) -> Mixture:
         sums = torch.stack([shares[labels == c].T @ extended[labels == c] for c in range(data.num_classes)])
         sums = gaussian_mechanism(sums, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-        least = max(1.0, mechanism.sensitivity * mechanism.noise_multiplier / count_scale)
+        sum_std = mechanism.sensitivity * mechanism.noise_multiplier
+        least = max(1.0, sum_std / count_scale)
         counts = (sums[..., -1] / count_scale).clamp_min(least)
         means = clip_rows((sums[..., :-1] / counts[..., None]).flatten(0, 1), radius).view(*counts.shape, dim)
-        return _mixture(counts, means, moments, moment_std, settings.floor)
+        return _mixture(counts, means, moments, sum_std, moment_std, settings.floor)
 
     mixture = estimate(latents.new_ones(len(latents), 1))
     if settings.components > 1 and settings.iterations > 1:
@@ -171,14 +172,16 @@ def _symmetric_noise(moments: Tensor, mechanism: Mechanism, noise: NoiseSource) 
     return (noisy + noisy.mT) / 2
 
 
-def _mixture(counts: Tensor, means: Tensor, moments: Tensor, moment_std: float, floor: float) -> Mixture:
-    totals = counts.sum(1)
-    weights = counts / counts.sum(1, keepdim=True)
+def _mixture(
+    counts: Tensor, means: Tensor, moments: Tensor, sum_std: float, moment_std: float, floor: float
+) -> Mixture:
+    totals, dim = counts.sum(1), means.shape[-1]
+    weights = counts / totals[:, None]
     between = torch.einsum("ck,cki,ckj->cij", weights, means, means)
-    covariances = moments / totals[:, None, None] - between
+    from_noise = (weights * (sum_std / counts).square()).sum(1)  # what the means' noise adds to `between`, expected
+    covariances = moments / totals[:, None, None] - between + from_noise[:, None, None] * torch.eye(dim)
     class_weights = totals / totals.sum()
     average = (class_weights[:, None, None] * covariances).sum(0)
-    dim = means.shape[-1]
     noise_energy = (moment_std / totals) ** 2 * dim * (dim + 1) / 2
     energy = (covariances - average).square().sum((1, 2))
     shrink = (noise_energy / energy.clamp_min(1e-12)).clamp(0, 1)[:, None, None]

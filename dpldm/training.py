@@ -29,7 +29,7 @@ class FitSettings:
     batch: int = 4096
     physical_batch: int = 1024
     learning_rate: float = 4e-3
-    clip_norm: float = 1.0
+    clip_norm: float = 0.1
     ema_decay: float = 0.98
 
     def __post_init__(self) -> None:
