@@ -85,7 +85,7 @@ classes = range(train.num_classes)
 means = torch.stack([train.images[train.labels == number].mean(0) for number in classes])
 spreads = torch.stack([train.images[train.labels == number].std(0) for number in classes])
 
-# %% mystnb={"figure": {"caption": "Mean and standard deviation of each class, pixel by pixel, computed without privacy for this page only.", "name": "fig-means"}, "image": {"alt": "Two rows of images: the average image of each class, and below it where images of the class differ."}}
+# %% mystnb={"figure": {"caption": "Mean and (doubled, to be seen) standard deviation of each class, pixel by pixel, computed without privacy for this page only.", "name": "fig-means"}, "image": {"alt": "Two rows of images: the average image of each class, and below it where images of the class differ."}}
 plots.image_rows({"mean": means, "spread": spreads * 2}, "Classes on average", "over the class", "classes in order")
 
 # %% mystnb={"figure": {"caption": "Pixel values of a thousand images: mostly black, some white, little between.", "name": "fig-pixels"}, "image": {"alt": "Histogram of pixel values with a high peak at black and a small one at white."}}

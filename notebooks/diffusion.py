@@ -1,0 +1,202 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+# %% tags=["remove-cell"]
+# ruff: noqa: E501 - captions stand in one line with their cells
+
+# %% [markdown]
+# # Stage 2: latent diffusion
+#
+# *Question: how does a program that may hardly look at the latents learn to draw new ones? At the end you will be able to
+# say what the mixture knows, what the network adds, where the budget goes, and how noise becomes an image.*
+#
+# A diffusion model {cite}`ho2020denoising,song2021score` learns one skill: to see through noise. Whoever can say what a
+# noisy latent most likely looked like before the noise, can start from nothing but noise and walk back, step by step. We
+# use the form of {cite:t}`karras2022elucidating`. This is an independent re-implementation from the abstract of
+# {cite:t}`ge2024latent`; the numbers are our own.
+
+# %%
+import os
+from pathlib import Path
+
+import pandas as pd
+import torch
+from myst_nb import glue
+
+from dpldm import diffusion, experiment, plots
+from dpldm.experiment import Experiment, Folders
+from dpldm.privacy import Ledger, Mechanism, gaussian_noise_multiplier
+from dpldm.results import record_name
+
+if Path.cwd().name == "notebooks":  # where JupyterLab starts
+    os.chdir("..")
+
+# %% tags=["parameters"]
+dataset: str = "mnist"  # data set: mnist or fashion_mnist
+epsilon: float = 10.0  # total privacy budget ε of the run, 0.01 or more
+seed: int = 0  # of everything random, 0 to 10⁹
+profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
+# %% [markdown]
+# ## The run
+#
+# One run serves all pages of this build. Whichever page comes first makes it; the others find it finished.
+
+# %%
+described = Experiment(dataset, epsilon, seed=seed, profile=profile)
+folders = Folders(records=Path("runs/records"))
+record = experiment.run(described, folders)
+saved = experiment.load_synthesizer(folders.runs / Path(record_name(record)).stem / "synthesizer.safetensors")
+synthesizer, settings = saved.synthesizer, saved.settings
+
+# %% [markdown]
+# ## What a noisy latent looks like
+#
+# Training takes a latent $z$ of a private image, adds noise of a random size, and asks for $z$ back:
+#
+# $$z_\sigma = z + \sigma n, \qquad n \sim \mathcal N(0, I).$$
+#
+# To show it without a private image, we draw latents from the model itself and add noise to them.
+
+# %%
+classes = torch.arange(len(saved.class_names))
+*_, clean = synthesizer.sample_latents(classes, seed, settings.sampling)
+levels = [0.0, 0.3, 0.6, 1.2, 2.5, 5.0]
+noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+noisy = [synthesizer.compressor.decode(clean + level * noise) for level in levels]
+
+# %% mystnb={"figure": {"caption": "Latents with rising noise, decoded: the forward half of diffusion.", "name": "fig-noising"}, "image": {"alt": "One synthetic image per row; from left to right its latent has more noise, until nothing can be recognised."}}
+plots.denoising_steps(noisy, levels)
+
+# %% [markdown]
+# ## First the moments: a private mixture
+#
+# A network that learns this from clipped, noised gradients learns little. So it does not start from nothing. The latents
+# of a class are first described by a mixture of Gaussians, fitted by noisy expectation maximisation, after
+# {cite:t}`park2017dpem`. It asks for a second-moment matrix of every class once, and for counts and sums of the
+# components in a few rounds. The classes are disjoint, so one image moves only one class's numbers.
+#
+# For a Gaussian with mean $\mu$ and covariance $V \Lambda V^\top$ the best denoiser is known in closed form,
+#
+# $$\mathbb E[z \mid z_\sigma] = \mu + V \frac{\Lambda}{\Lambda + \sigma^2} V^\top (z_\sigma - \mu),$$
+#
+# and for a mixture it is the average of these, weighted by how well each component explains $z_\sigma$.
+
+# %%
+mixture = synthesizer.mixture
+shown = min(mixture.means.shape[1], 8)
+centres = synthesizer.compressor.decode(mixture.means[:, :shown].flatten(0, 1))
+weights = pd.DataFrame(mixture.weights[:, :shown].numpy(), index=list(saved.class_names)).round(2)
+
+# %% mystnb={"figure": {"caption": "Centres of the components of every class, decoded. These are noisy averages of many images, released with privacy.", "name": "fig-centres"}, "image": {"alt": "A grid of soft-edged images, one row per class, each a different typical form of the class."}}
+plots.sample_grid(centres, classes.repeat_interleave(shown), saved.class_names, columns=shown, title="Mixture centres")
+
+# %% [markdown]
+# ## Then the rest: a small network
+#
+# The denoiser of this book is the mixture's, plus a correction:
+#
+# $$D(z_\sigma; \sigma, y) = m(z_\sigma; \sigma, y) + c_{\text{out}}(\sigma)\, F_\theta(z_\sigma, m, \sigma, y), \qquad
+# c_{\text{out}} = \frac{\sigma}{\sqrt{1 + \sigma^2}} .$$
+#
+# $F_\theta$ begins as zero, so at the first step the model *is* the private mixture, and DP-SGD can only be asked to learn
+# what is not Gaussian. The scalings keep what goes in and out of the network at unit size, whatever the noise.
+
+# %%
+sigmas = torch.logspace(-2, 1.3, 20)
+scales = diffusion.precondition(sigmas)
+lines = {"in": scales.into, "out": scales.out, "skip": scales.skip}
+
+# %% mystnb={"figure": {"caption": "The scalings around the network against the noise level. The network's output counts for little where there is little noise to remove.", "name": "fig-preconditioning"}, "image": {"alt": "Three curves against the noise level: in and skip fall from one to nearly zero, out rises from nearly zero to one."}}
+plots.curves(sigmas, {name: line.tolist() for name, line in lines.items()}, "noise level σ", "factor", logarithmic="x")
+
+# %% [markdown]
+# It is fitted to minimise the weighted squared error, averaged over $K$ noise levels of each image (noise multiplicity,
+# {cite:t}`dockhorn2023dpdm`):
+#
+# $$\ell_i(\theta) = \frac1K \sum_{k=1}^K \frac{\lVert D(z_i + \sigma_k n_k; \sigma_k, y_i) - z_i \rVert^2}
+# {d\; c_{\text{out}}(\sigma_k)^2} .$$
+#
+# The average is taken *inside* an image, before its gradient is clipped. So $K$ costs time but no privacy. DP-SGD clips
+# every image's gradient to length $C$, sums over a Poisson batch, and adds noise {cite}`abadi2016deep`; Opacus does this
+# without ever storing one gradient per image {cite}`yousefpour2021opacus`.
+
+# %%
+network = sum(parameter.numel() for parameter in synthesizer.network.parameters())
+glue("weights", f"{network:,}", display=False)
+glue("draws", settings.draws, display=False)
+glue("steps", settings.fit.steps, display=False)
+glue("batch", f"{settings.fit.batch:,}", display=False)
+
+# %% [markdown]
+# Here $K$ = {glue:text}`draws`, the network has {glue:text}`weights` weights, and it takes {glue:text}`steps` steps of about
+# {glue:text}`batch` images.
+#
+# ## Where the budget goes
+#
+# Every mechanism of both stages is in the record's ledger. Their losses compose as $1/\sigma^2$, so a mechanism's share is
+# its own $1/\sigma^2$, of the single Gaussian question that would cost as much.
+
+# %%
+mechanisms, delta = [Mechanism(**entry) for entry in record["privacy"]["mechanisms"]], record["privacy"]["delta"]
+alone = [Ledger([mechanism]).epsilon(delta) for mechanism in mechanisms]
+precisions = [gaussian_noise_multiplier(spent, delta) ** -2 for spent in alone]
+shares = [precision / sum(precisions) for precision in precisions]
+
+# %% mystnb={"figure": {"caption": "Every mechanism that looked at the private images, and its share of the budget.", "name": "fig-budget"}, "image": {"alt": "Horizontal bars, one for each mechanism of both stages, with their shares of the privacy budget in per cent."}}
+plots.budget_split(record["privacy"], shares)
+
+# %%
+composed = Ledger(mechanisms)
+accountants = {name: composed.epsilon(delta, name) for name in ("prv", "rdp", "pld")}
+pd.Series(accountants, name="ε").round(4).to_frame()
+
+# %% [markdown]
+# The library reports the first. The second is looser, the third an independent program that must agree.
+#
+# ## From noise to images
+#
+# Sampling starts at the largest noise level and follows the denoiser down {cite}`karras2022elucidating`:
+#
+# $$\frac{\mathrm dz}{\mathrm d\sigma} = \frac{z - D(z; \sigma, y)}{\sigma} .$$
+
+# %%
+walk = list(synthesizer.sample_latents(classes, seed + 1, settings.sampling))
+schedule = settings.levels.schedule(settings.sampling.steps)[1:]
+chosen = torch.linspace(0, len(walk) - 1, min(8, len(walk))).round().int().tolist()
+pictures = [synthesizer.compressor.decode(walk[step]) for step in chosen]
+
+# %% mystnb={"figure": {"caption": "The same samples on their way from noise to image, one row per class. Each column is a later step with less noise.", "name": "fig-denoising"}, "image": {"alt": "Rows of pictures that start as grey noise at the left and end as recognisable images of each class at the right."}}
+plots.denoising_steps(pictures, schedule[chosen].tolist())
+
+# %% [markdown]
+# Guidance exaggerates what makes a class {cite}`ho2022classifier`: the step towards the class is taken $w$ times as far as
+# the step without a class says. It makes images purer and more alike. It is post-processing, so trying it is free; choosing
+# it by looking at real images would not be.
+
+# %%
+guidances = {f"w = {weight:g}": experiment.SamplingSettings(steps=settings.sampling.steps, guidance=weight)
+             for weight in (0.5, 1, 2, 4)}  # fmt: skip
+rows = {name: experiment.sample(saved, classes, seed, sampling) for name, sampling in guidances.items()}
+
+# %% mystnb={"figure": {"caption": "The same starting noise with rising guidance w; 1 is none.", "name": "fig-guidance"}, "image": {"alt": "Four rows of synthetic images from the same noise; with more guidance they become bolder and more uniform."}}
+plots.image_rows(rows, "Guidance", "weight", "classes in order")
+
+# %% [markdown]
+# ## What we now know
+#
+# Moments first, gradients for the rest: the model starts at a private mixture and can only get better. The whole of both
+# stages is in one ledger, and its ε is within the budget, by every accountant:
+
+# %%
+assert accountants["prv"] <= epsilon
+assert abs(accountants["prv"] - record["privacy"]["epsilon"]) < 1e-9 * epsilon
+assert abs(accountants["pld"] / accountants["prv"] - 1) < 0.02
+assert accountants["rdp"] >= accountants["prv"]
