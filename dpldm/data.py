@@ -251,7 +251,7 @@ def load(name: str, split: str, folder: Path | str | None = None, download: bool
     for file_name in (image_file, label_file):
         problem = _problem(dataset, file_name, raw)
         if problem:
-            raise DataError(f"{problem}: run `dpldm data --fetch {name}`")
+            raise DataError(f"{problem}: run `dpldm data fetch {name}`")
     # torchvision's readers and not its MNIST class, which prefers an old `processed` folder to the files just checked
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -305,7 +305,7 @@ def verify(name: str, folder: Path | str | None = None) -> list[str]:
     raw = _raw_folder(dataset, folder)
     problems = [problem for file_name in dataset.sha256 if (problem := _problem(dataset, file_name, raw))]
     if problems:
-        raise DataError(f"{'; '.join(problems)}: run `dpldm data --fetch {name}`")
+        raise DataError(f"{'; '.join(problems)}: run `dpldm data fetch {name}`")
     return [f"ok  {expected}  {raw / file_name}" for file_name, expected in dataset.sha256.items()]
 
 

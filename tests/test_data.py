@@ -266,7 +266,7 @@ def test_damaged_file_is_an_error_at_load_and_repaired_by_fetch(tmp_path, files,
 
 
 def test_absent_files_without_download(tmp_path):
-    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is absent: run `dpldm data --fetch mnist`"):
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is absent: run `dpldm data fetch mnist`"):
         data.load("mnist", "train", tmp_path, download=False)
     assert [status.state for status in data.list_datasets(tmp_path)] == ["absent", "absent"]
 
