@@ -96,21 +96,33 @@ def guided(conditional: Denoise, unconditional: Denoise, guidance: float) -> Den
     return denoise
 
 
+def _heun(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator, churned: float) -> Iterator[Tensor]:
+    x = noise * sigmas[0]
+    for sigma, following in itertools.pairwise(sigmas):
+        raised = sigma * (1 + churned)
+        if churned:
+            x = x + (raised**2 - sigma**2).sqrt() * torch.randn(x.shape, generator=random, device=x.device)
+        slope = (x - denoise(x, raised)) / raised
+        moved = x + (following - raised) * slope
+        if following > 0:
+            slope = (slope + (moved - denoise(moved, following)) / following) / 2
+            moved = x + (following - raised) * slope
+        x = moved
+        yield x
+
+
 def deterministic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator) -> Iterator[Tensor]:
     """Heun's second-order method on the probability-flow equation (Karras et al. 2022, algorithm 1).
 
     ``noise`` is a standard normal (B, d) start; yields the latents after each of ``len(sigmas) - 1`` steps.
     ``random`` is unused: the samplers share one signature.
     """
-    x = noise * sigmas[0]
-    for sigma, following in itertools.pairwise(sigmas):
-        slope = (x - denoise(x, sigma)) / sigma
-        moved = x + (following - sigma) * slope
-        if following > 0:
-            slope = (slope + (moved - denoise(moved, following)) / following) / 2
-            moved = x + (following - sigma) * slope
-        x = moved
-        yield x
+    return _heun(denoise, noise, sigmas, random, churned=0.0)
+
+
+def churn(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator) -> Iterator[Tensor]:
+    """Heun's method with noise added before each step (Karras et al. 2022, algorithm 2, with its full churn √2 - 1)."""
+    return _heun(denoise, noise, sigmas, random, churned=math.sqrt(2) - 1)
 
 
 def stochastic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator) -> Iterator[Tensor]:
@@ -124,21 +136,6 @@ def stochastic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Ge
         clean = denoise(x, sigma)
         x = clean + ratio * (x - clean)
         x = x + following * (1 - ratio).sqrt() * torch.randn(x.shape, generator=random, device=x.device)
-        yield x
-
-
-def churn(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator) -> Iterator[Tensor]:
-    """Heun's method with noise added before each step (Karras et al. 2022, algorithm 2, with its full churn √2 - 1)."""
-    x, gamma = noise * sigmas[0], math.sqrt(2) - 1
-    for sigma, following in itertools.pairwise(sigmas):
-        raised = sigma * (1 + gamma)
-        x = x + (raised**2 - sigma**2).sqrt() * torch.randn(x.shape, generator=random, device=x.device)
-        slope = (x - denoise(x, raised)) / raised
-        moved = x + (following - raised) * slope
-        if following > 0:
-            slope = (slope + (moved - denoise(moved, following)) / following) / 2
-            moved = x + (following - raised) * slope
-        x = moved
         yield x
 
 
