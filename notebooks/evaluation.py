@@ -135,13 +135,15 @@ plots.image_rows({"synthetic": some, "nearest real": train.images[nearest]}, "No
 # %%
 copies = metrics["memorisation"]
 glue("closer", 100 * copies["share_closer_to_train"], display=False)
+glue("expected", 100 * copies["share_closer_expected"], display=False)
 glue("below", 100 * copies["share_below_first_percentile"], display=False)
 
 # %% [markdown]
-# If the synthesizer had copied, its images would lie closer to training images than to test images, which it never saw. Of
-# {glue:text}`closer:.1f` % that is true here; half would be expected without any copying {cite}`meehan2020nonparametric`.
-# {glue:text}`below:.1f` % lie nearer to a training image than ninety-nine in a hundred real test images do; smooth images are
-# near to everything, so this second number can be high without any copying.
+# If the synthesizer had copied, the real image nearest to a synthetic one would be a training image more often than their
+# number explains. It is in {glue:text}`closer:.1f` % of all cases; {glue:text}`expected:.1f` % would be expected of a generator
+# that knows no particular training image (after {cite:t}`meehan2020nonparametric`). {glue:text}`below:.1f` % lie nearer to a
+# training image than ninety-nine in a hundred real test images do; smooth images are near to everything, so this last
+# number can be high without any copying.
 #
 # ## What the record claims
 

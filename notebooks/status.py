@@ -1,0 +1,107 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+# %% tags=["remove-cell"]
+# ruff: noqa: E501 - captions stand in one line with their cells
+
+# %% [markdown]
+# # Status of this build
+#
+# *Question: when, where and with what was all this computed? At the end you will be able to repeat it, or to see why your
+# numbers differ.*
+#
+# An independent re-implementation from the abstract of {cite:t}`ge2024latent`; this page is about the copy of the book in
+# front of you.
+
+# %%
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from dpldm import book, data, experiment, results
+from dpldm.experiment import Experiment, Folders
+from dpldm.results import read_all, record_name
+
+if Path.cwd().name == "notebooks":  # where JupyterLab starts
+    os.chdir("..")
+
+# %% tags=["parameters"]
+dataset: str = "mnist"  # data set: mnist or fashion_mnist
+epsilon: float = 10.0  # total privacy budget ε of the run, 0.01 or more
+seed: int = 0  # of everything random, 0 to 10⁹
+profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
+# %%
+folders = Folders(records=Path("runs/records"))
+record = experiment.run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
+facts = results.environment_facts()
+
+# %% [markdown]
+# ## The run
+
+# %%
+described = {key: record[key] for key in ("dataset", "method", "profile", "seed", "device", "commit")}
+described |= {key: record["privacy"][key] for key in ("epsilon_target", "epsilon", "delta", "accountant")}
+pd.Series({key: str(value) for key, value in described.items()}, name="value").to_frame()
+
+# %% [markdown]
+# Seconds of each stage:
+
+# %%
+pd.Series(record["seconds"], name="seconds").round(1).to_frame()
+
+# %% [markdown]
+# ## The notebooks
+#
+# Wall time of each page of this book when it was last executed; a page that others have paid for is quick. Only pages
+# executed before this one are listed.
+
+# %%
+done = [(page.name, page.seconds, page.finished) for page in book.executions() if page.name != "status"]
+pd.DataFrame(done, columns=["notebook", "seconds", "finished"]).set_index("notebook")
+
+# %% [markdown]
+# ## The machine and the versions
+
+# %%
+print(facts["device"], facts["commit"], sep="\n")
+
+# %%
+pd.Series(facts["versions"], name="version").to_frame()
+
+# %% [markdown]
+# ## The data
+#
+# SHA-256 of every file that the run read:
+
+# %%
+print(*(f"{value}  {name}" for name, value in record["data_sha256"].items()), sep="\n")
+
+# %% [markdown]
+# ## The records
+#
+# Every committed record with the commit and the machine that made it. A commit that ends in `-dirty` had changes that were not
+# committed.
+
+# %%
+records = {record_name(one): one for one in [*read_all(Path("book/records")), record]}
+made = {name: [one["commit"][:14], one["device"]] for name, one in records.items()}
+pd.DataFrame.from_dict(made, orient="index", columns=["commit", "device"]).rename_axis("record")
+
+# %% [markdown]
+# ## What we now know
+#
+# With this commit, these versions and these files, `make book` gives these pages again; on another processor the last digits
+# of scores may differ. The last cell checks that the files are the known ones.
+
+# %%
+assert set(record["data_sha256"].values()) <= set(data.DATASETS[dataset].sha256.values())
+assert record["versions"].keys() <= facts["versions"].keys()
