@@ -19,7 +19,8 @@
 # say what the mixture knows, what the network adds, where the budget goes, and how noise becomes an image.*
 #
 # A diffusion model {cite}`ho2020denoising,song2021score` learns one skill: to see through noise. Whoever can say what a
-# noisy latent most likely looked like before the noise, can start from nothing but noise and walk back, step by step. We
+# noisy latent most likely looked like before the noise, can start from nothing but noise and walk back, step by step. In
+# a latent space this is far cheaper than in pixels {cite}`rombach2022high`, and fewer numbers take less privacy noise. We
 # use the form of {cite:t}`karras2022elucidating`. This is an independent re-implementation from the abstract of
 # {cite:t}`ge2024latent`; the numbers are our own.
 
@@ -163,7 +164,7 @@ pd.Series(accountants, name="ε").round(4).to_frame()
 #
 # ## From noise to images
 #
-# Sampling starts at the largest noise level and follows the denoiser down {cite}`karras2022elucidating`:
+# Sampling starts at the largest noise level and follows the denoiser down {cite}`karras2022elucidating,song2021denoising`:
 #
 # $$\frac{\mathrm dz}{\mathrm d\sigma} = \frac{z - D(z; \sigma, y)}{\sigma} .$$
 
