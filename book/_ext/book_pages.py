@@ -1,0 +1,94 @@
+"""Sphinx extension of the book: no scripts from elsewhere, and links that point at files that exist.
+
+The notebooks are committed as `notebooks/NAME.py`, but the pages are made from `executed/NAME.ipynb`, which is not
+committed: "edit this page" and the launch buttons lead to the former. Without a repository there are none of them.
+"""
+
+import html
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+
+BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
+EXECUTED = re.compile(r"executed/([\w-]+)\.ipynb")
+
+
+def set_repository(app: Sphinx, config: Config) -> None:
+    """Buttons where the repository's address is known: DPLDM_REPOSITORY, or `repository.url` in _config.yml."""
+    options = config.html_theme_options
+    url = (os.environ.get("DPLDM_REPOSITORY") or options.get("repository_url") or "").rstrip("/").removesuffix(".git")
+    options["repository_url"] = url
+    options.update(dict.fromkeys(BUTTONS, bool(url)))
+    if not url:
+        options["launch_buttons"] = {}
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or len([part for part in parts.path.split("/") if part]) < 2:
+        raise ExtensionError(f"repository address: expected https://HOST/OWNER/NAME, got {url!r}")
+    known = [name for name in ("github", "gitlab", "bitbucket") if name in parts.netloc]
+    options["repository_provider"] = known[0] if known else "gitlab"  # the theme stops at a host it does not know
+
+
+def point_at_sources(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Edit and launch links of a notebook's page lead to the notebook."""
+
+    def corrected(buttons: list[dict[str, Any]]) -> None:
+        for button in buttons:
+            corrected(button.get("buttons", []))
+            if "url" in button and "_sources" not in button["url"]:
+                button["url"] = EXECUTED.sub(r"notebooks/\1.py", button["url"])
+
+    corrected(context.get("header_buttons", []))
+
+
+def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Thebe is not used; its script names a server and is declared twice, which is an error in the browser."""
+
+    def needed(file: Any) -> bool:
+        return "thebe" not in f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {}).get('body', '')}"
+
+    for kind in ("script_files", "css_files"):
+        context[kind] = [file for file in context.get(kind, []) if needed(file)]
+
+
+def set_language(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """A page whose front matter has `lang: zh-CN` is marked so, for screen readers and fonts."""
+    language = app.env.metadata.get(page, {}).get("lang")
+    if language:
+        context["language"] = language
+
+
+def correct_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """A bibliography is no ARIA list: its entries have a role of their own."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
+
+
+def write_first_page(app: Sphinx, failure: Exception | None) -> None:
+    """`index.html` leads to the book's first page, with a title and an icon, which the plain redirect lacks."""
+    if failure is None and app.builder.format == "html":
+        first, title = f"{app.config.root_doc}.html", html.escape(app.config.html_title)
+        icon = f"_static/{Path(app.config.html_favicon).name}"
+        lines = [
+            "<!DOCTYPE html>",
+            f'<html lang="{app.config.language}"><head><meta charset="utf-8"><title>{title}</title>',
+            f'<link rel="icon" href="{icon}"><meta http-equiv="refresh" content="0; url={first}"></head>',
+            f'<body><main><h1><a href="{first}">{title}</a></h1></main></body></html>',
+        ]
+        Path(app.outdir, "index.html").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("config-inited", set_repository)
+    for change in (point_at_sources, drop_thebe, set_language, correct_roles):
+        app.connect("html-page-context", change, priority=900)  # after the theme
+    app.connect("build-finished", write_first_page, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
