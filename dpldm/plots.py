@@ -356,7 +356,9 @@ def _against_epsilon(table: pd.DataFrame, published: pd.DataFrame | None, score:
     datasets = list(dict.fromkeys([*table["dataset"], *published["dataset"]]))
     styles = _style_of(list(table["name"]))
     marks = dict(zip(dict.fromkeys(published["method"]), PUBLISHED_MARKERS * 9, strict=False))
-    figure, axes = _card(7.0, 4.4 + 0.12 * (len(styles) + len(marks)), columns=len(datasets))
+    labels = [*styles, *(f"{name} (published)" for name in marks)]
+    across = max(1, min(3, int(6.6 / (0.6 + 0.075 * max(map(len, labels))))))  # inches: handle and letters of a label
+    figure, axes = _card(7.0, 4.3 + 0.26 * math.ceil(len(labels) / across), columns=len(datasets))
     for each, dataset in zip(axes[0], datasets, strict=True):
         own, theirs = table[table["dataset"] == dataset], published[published["dataset"] == dataset]
         _set_epsilon_axis(each.xaxis, [*own["epsilon"], *theirs["epsilon"]])
@@ -373,7 +375,7 @@ def _against_epsilon(table: pd.DataFrame, published: pd.DataFrame | None, score:
     ]
     handles += [Line2D([], [], marker=mark, label=f"{name} (published)", **_PUBLISHED) for name, mark in marks.items()]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(3, len(handles)),
+        handles=handles, loc="outside lower center", ncols=min(across, len(handles)),
         title="dots beside: every seed · dash and line: mean · bars: ± one standard deviation", title_fontsize=8.5,
     )  # fmt: skip
     return figure

@@ -62,7 +62,7 @@ train, test = data.load(dataset, "train"), data.load(dataset, "test")
 real_rows = torch.cat([(train.labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 rows = torch.cat([(labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 
-# %% mystnb={"figure": {"caption": "The first real and the first synthetic images of every class. Nothing was selected.", "name": "fig-real-synthetic"}, "image": {"alt": "Real images at the left and synthetic images at the right, one row per class; the synthetic ones are softer but mostly recognisable."}}
+# %% mystnb={"figure": {"caption": "The first real and the first synthetic images of every class. Nothing was selected.", "name": "fig-real-synthetic"}, "image": {"alt": "Real images at the left and synthetic images at the right, one row per class; the synthetic ones are softer."}}
 plots.real_beside_synthetic(train.images[real_rows], images[rows], labels[rows], train.class_names)
 
 # %% [markdown]
@@ -156,8 +156,9 @@ print(said["claim"], "It holds if:", *said["assumptions"], sep="\n- ")
 #
 # ## What we now know
 #
-# The images train classifiers well and are a little too smooth; the run kept its budget, and its record says so in a form
-# that a program can check:
+# What trains a classifier and what looks real are two questions, and the answers differ: the accuracy is far from chance
+# while the distance stays far above that of real images. The run kept its budget, and its record says so in a form that a
+# program can check:
 
 # %%
 results.validate(record)

@@ -15,7 +15,7 @@
 # %% [markdown]
 # # The ε sweep
 #
-# *Question: what does a tighter budget cost? At the end you will be able to say how accuracy and fidelity fall with ε, how
+# *Question: what does a tighter budget cost? At the end you will be able to say how accuracy and fidelity change with ε, how
 # sure the figures are, and where the published points lie.*
 #
 # All lines are our own records, from an independent re-implementation of the abstract of {cite:t}`ge2024latent`. Each is one
@@ -80,7 +80,7 @@ published = (
 known = ["DPDM (accuracy sampler)", "DPDM (FID sampler)", "DP-Sinkhorn", "DP-Sinkhorn (re-run)", "DP-MERF (re-run)"]
 beside = published[published["method"].isin(known) & published["dataset"].isin(table["dataset"])]
 
-# %% mystnb={"figure": {"caption": "Accuracy on real test images of a CNN that was trained on synthetic images only, against ε; published points in grey.", "name": "fig-sweep-accuracy"}, "image": {"alt": "Accuracy rises with the privacy budget and flattens; published methods are grey points around the lines of this project."}}
+# %% mystnb={"figure": {"caption": "Accuracy on real test images of a CNN that was trained on synthetic images only, against ε; published points in grey.", "name": "fig-sweep-accuracy"}, "image": {"alt": "Accuracy against the privacy budget, one panel for each data set; published methods are grey points around the lines of this project."}}
 plots.accuracy_against_epsilon(drawn, beside)
 
 # %% [markdown]
@@ -89,7 +89,7 @@ plots.accuracy_against_epsilon(drawn, beside)
 # The Fréchet distance here uses the features of a classifier of real images. Published distances use other features, so none
 # of them belongs into this figure.
 
-# %% mystnb={"figure": {"caption": "Fréchet distance of synthetic images to real test images on classifier features, against ε.", "name": "fig-sweep-fid"}, "image": {"alt": "The Frechet distance falls as the privacy budget grows."}}
+# %% mystnb={"figure": {"caption": "Fréchet distance of synthetic images to real test images on classifier features, against ε.", "name": "fig-sweep-fid"}, "image": {"alt": "Frechet distance against the privacy budget, one panel for each data set, with a dot for every seed."}}
 plots.fid_against_epsilon(drawn)
 
 # %% [markdown]
