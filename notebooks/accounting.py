@@ -1,0 +1,245 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+# %% tags=["remove-cell"]
+# ruff: noqa: E501 - captions stand in one line with their cells
+
+# %% [markdown]
+# # Where the ε of a run comes from
+#
+# *Question: a record says "ε = 10". Must I believe it? At the end you will be able to compute the ε of any record anew
+# from its ledger, by three accountants, and to say which mechanism took how much of the budget, what one more epoch
+# would cost, and what the number is worth under another definition of neighbours.*
+#
+# `dpldm privacy RECORD` prints the core of this page for any record.
+
+# %%
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from myst_nb import glue
+
+from dpldm import plots, results
+from dpldm.experiment import settings_for
+from dpldm.privacy import (
+    Allowance,
+    Ledger,
+    Mechanism,
+    PrivacySpec,
+    calibrate,
+    from_record,
+    gaussian_epsilon,
+    gaussian_noise_multiplier,
+    statement,
+    to_record,
+)
+
+if Path.cwd().name == "notebooks":  # where JupyterLab starts
+    os.chdir("..")
+
+# %% tags=["parameters"]
+dataset: str = "mnist"  # data set: mnist or fashion_mnist
+epsilon: float = 10.0  # total privacy budget ε of the run, 0.01 or more
+seed: int = 0  # of everything random, 0 to 10⁹
+profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
+# %% [markdown]
+# ## A ledger
+#
+# We look for the record of this book's run: this method, data set, ε and seed. Where there is none, the page goes on
+# with the ledger that such a run is *planned* to have. Nothing in a ledger depends on the images, so it can be written
+# before anybody looks at one.
+
+
+# %%
+def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
+    """The `privacy` of a run with the profile's settings on ``n`` images, without the run."""
+    settings = settings_for(profile, dataset, epsilon)
+    whole = Allowance(gaussian_noise_multiplier(epsilon, delta), delta)
+    mixture = whole.part(settings.mixture_share)
+    releases = [
+        whole.part(settings.compression_share).mechanism("image statistics", "compression", 1.0),
+        mixture.part(0.5).mechanism("latent second moments", "diffusion", 1.0),
+        mixture.part(0.5).mechanism("latent sums", "diffusion", 1.0, settings.mixture.iterations),
+    ]
+    fit = settings.fit
+    gradients = Mechanism("denoiser gradients", "diffusion", 1.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
+    ledger = Ledger([*releases, calibrate(releases, gradients, epsilon, delta)])
+    return to_record(PrivacySpec(epsilon, delta), ledger)
+
+
+def is_ours(record: dict) -> bool:
+    wanted = ("dpldm", dataset, profile, seed, epsilon)
+    return wanted == (
+        *(record[key] for key in ("method", "dataset", "profile", "seed")),
+        record["privacy"]["epsilon_target"],
+    )
+
+
+found = [record for record in results.read_all(Path("book/records")) if is_ours(record)]
+privacy = found[0]["privacy"] if found else planned()
+source = (
+    f"the record `{results.record_name(found[0])}`" if found else "the plan of a run, because its record is not here"
+)
+ledger, delta = from_record(privacy), privacy["delta"]
+glue("source", source, display=False)
+glue("delta", f"{delta:g}", display=False)
+
+# %% [markdown]
+# What follows is about {glue:text}`source`. These are the mechanisms that touched the images, all of them:
+
+# %%
+pd.DataFrame(privacy["mechanisms"]).drop(columns="sensitivity").round(5)
+
+# %% [markdown]
+# And this is what they guarantee together, in words that travel with every released file:
+
+# %%
+said = statement(privacy)
+print(said["claim"], *said["assumptions"], sep="\n- ")
+
+# %% [markdown]
+# ## Three accountants
+#
+# The **PRV** accountant follows the distribution of the privacy loss numerically {cite}`gopi2021numerical`; its upper
+# error bar is what we report. **PLD** does the same by other mathematics and other people's code
+# {cite}`doroshenko2022connect`. **RDP** bounds the moments of the loss {cite}`mironov2017renyi,mironov2019renyi`: fast,
+# old, and looser. They read the same ledger, and none of them knows the answer that the record gives.
+
+# %%
+answers = {name: ledger.epsilon(delta, name) for name in ("prv", "pld", "rdp")}
+for name, answer in answers.items():
+    glue(f"epsilon_{name}", answer, display=False)
+glue("claimed", privacy["epsilon"], display=False)
+pd.DataFrame({"ε": answers}).rename(index=str.upper).round(4)
+
+# %% [markdown]
+# The record claims {glue:text}`claimed:.4f`; PRV gives {glue:text}`epsilon_prv:.4f`, PLD {glue:text}`epsilon_pld:.4f` and RDP
+# {glue:text}`epsilon_rdp:.4f`, all at δ = {glue:text}`delta`.
+#
+# Where do they part? Below, each step sees each image with a small probability. RDP bounds moments, and for few steps
+# the loss is far from what any moment can describe: almost always nothing, seldom a lot. With more steps the loss becomes
+# Gaussian and all agree. The tests compare PRV and PLD on a grid from ε = 0.05 to 20, sample rates from 0.001 to 1 and
+# 1 to 20,000 steps.
+
+# %%
+steps = [1, 10, 100, 1000]
+few = [Ledger([Mechanism("a step", "example", 1.0, 0.01, count)]) for count in steps]
+lines = {name.upper(): [book.epsilon(delta, name) for book in few] for name in ("rdp", "prv", "pld")}
+glue("looser", lines["RDP"][0] / lines["PRV"][0], display=False)
+
+# %% mystnb={"figure": {"caption": "The same steps of DP-SGD (noise multiplier 1, one image in a hundred) by three accountants. PRV and PLD lie on each other; RDP needs many steps to come near.", "name": "fig-accountants"}, "image": {"alt": "Epsilon against the number of steps on logarithmic axes: the curves of PRV and PLD coincide, that of RDP lies far above them for one step and close for a thousand."}}
+plots.curves(steps, lines, "steps", "ε (δ as above)", "Three accountants", "xy")
+
+# %% [markdown]
+# For a single step RDP says {glue:text}`looser:.1f` times as much as PRV. An author who only has RDP adds noise for that.
+#
+# ## Who spends what
+#
+# ε does not add up, so "its share" needs a definition. Two of them:
+#
+# - **share of 1/σ²**: Gaussian mechanisms compose by adding $1/\sigma^2$. A subsampled mechanism counts as the Gaussian
+#   that has the same ε alone.
+# - **leave one out**: by how much would ε fall without the mechanism? Divided by the sum of all such falls.
+
+
+# %%
+def precision(mechanism: Mechanism) -> float:
+    """1/σ² of the Gaussian mechanism that has the same ε."""
+    return gaussian_noise_multiplier(Ledger([mechanism]).epsilon(delta), delta) ** -2
+
+
+mechanisms = ledger.mechanisms
+precisions = [precision(mechanism) for mechanism in mechanisms]
+falls = [answers["prv"] - Ledger(m for m in mechanisms if m is not left).epsilon(delta) for left in mechanisms]
+shares = pd.DataFrame({"share of 1/σ²": precisions, "leave one out": falls}, index=[m.name for m in mechanisms])
+shares = shares / shares.sum()
+shares.round(3)
+
+# %% mystnb={"figure": {"caption": "Who spends the budget, by leaving one out.", "name": "fig-split"}, "image": {"alt": "One bar for each mechanism with its share of the budget in per cent, coloured by stage."}}
+plots.budget_split(privacy, shares["leave one out"].tolist())
+
+# %% [markdown]
+# ## One more epoch
+#
+# An epoch is as many steps as it takes to see every image once on average, $1/q$. The longer DP-SGD runs, the less
+# another epoch costs, but it is never free:
+
+# %%
+gradients = mechanisms[-1]
+epoch = max(1, round(1 / gradients.sample_rate))
+extra = [0, 1, 2, 5, 10] if profile != "smoke" else [0, 1, 2]
+longer = [[*mechanisms[:-1], replace(gradients, steps=gradients.steps + more * epoch)] for more in extra]
+costs = [Ledger(each).epsilon(delta) for each in longer]
+glue("epoch_cost", costs[1] - costs[0], display=False)
+glue("epochs_run", gradients.steps / epoch, display=False)
+
+# %% mystnb={"figure": {"caption": "What the run would have spent with more epochs of DP-SGD at the same noise.", "name": "fig-epochs"}, "image": {"alt": "Epsilon rises with the number of additional epochs, in an almost straight line that bends down slightly."}}
+plots.curves(extra, {"whole run": costs}, "additional epochs", "ε", "One more epoch")
+
+# %% [markdown]
+# After {glue:text}`epochs_run:.1f` epochs one more costs {glue:text}`epoch_cost:.3f`.
+#
+# ## Other neighbours
+#
+# Our neighbours differ by **adding or removing** one image, where the number of images is public and stays as it is. (One
+# may think of the image as blanked out of every sum; with another $N$ in the formulas the comparison would mean
+# nothing.) Other authors let one image be **replaced** by another. That is a removal and an addition, so it is the
+# stronger promise for the same number, and the same run has a larger ε under it. In general
+#
+# $$(\varepsilon, \delta') \text{ add or remove} \;\Rightarrow\; (2\varepsilon, (1 + e^{\varepsilon})\,\delta') \text{ replace}.$$
+#
+# For one Gaussian sum it is the noise multiplier that halves: two vectors of length one lie up to two apart. (Second
+# moments do better: $\lVert zz^\top - ww^\top \rVert \le \sqrt 2$.) Compare ε only under the same neighbours.
+
+# %%
+stricter = delta
+for _ in range(6):  # δ' with (1 + e^ε(δ')) δ' = δ, from below
+    stricter = delta / (1 + 2.7182818 ** ledger.epsilon(stricter, "pld"))
+replaced = 2 * ledger.epsilon(stricter, "pld")
+noise_multiplier = gaussian_noise_multiplier(epsilon, delta)
+replaced_gaussian = gaussian_epsilon(noise_multiplier / 2, delta)
+glue("replaced", replaced, display=False)
+glue("replaced_gaussian", replaced_gaussian, display=False)
+
+# %% [markdown]
+# By the general rule this run is {glue:text}`replaced:.2f` under replacement. If it were a single Gaussian sum of the same ε, the
+# exact answer would be {glue:text}`replaced_gaussian:.2f`.
+#
+# ## What no accountant sees
+#
+# The ledger is believed. It can't see a statistic that was read without an entry, noise that was not added, batches
+# that were shuffled where Poisson sampling was promised, or a second run on the same images. Several runs, for example
+# with several seeds, compose like any mechanisms: whoever holds two such records of the same private images holds
+
+# %%
+both = Ledger([*mechanisms, *mechanisms]).epsilon(delta)
+glue("both", both, display=False)
+
+# %% [markdown]
+# ε = {glue:text}`both:.2f` together. (And their noise must be independent: two runs with the same seed share it, and the difference
+# of their releases has none.) [The next page](audit.ipynb) looks for such mistakes from the outside.
+#
+# ## What we now know
+#
+# ε is a function of the ledger that anybody can compute, by independent ways that agree. It depends on what counts as a
+# neighbour, and on the ledger being complete. The last cell asserts the claims.
+
+# %%
+assert answers["prv"] <= privacy["epsilon"] * (1 + 1e-6)
+assert abs(answers["pld"] / answers["prv"] - 1) < 0.01
+assert answers["rdp"] >= answers["prv"] * 0.999
+assert all(abs(a / b - 1) < 0.01 for a, b in zip(lines["PRV"], lines["PLD"], strict=True))
+assert lines["RDP"][0] > 1.5 * lines["PRV"][0]
+assert costs == sorted(costs)
+assert replaced > answers["prv"]
+assert answers["prv"] < both < 2 * answers["prv"]
