@@ -820,7 +820,7 @@ class Validation:
 
 
 def validate(
-    experiment: Experiment, folders: Folders = Folders(), classifier: str = "cnn", share: float = 1 / 6
+    experiment: Experiment, folders: Folders = Folders(), classifier: str = "mlp", share: float = 1 / 6
 ) -> Validation:
     """Score settings for choosing among them; the test set is not touched.
 

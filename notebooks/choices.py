@@ -19,7 +19,7 @@
 # each ingredient buys at this ε, and what did not pay.*
 #
 # Each line below is a whole private fit with one thing changed. None of them looks at the test set: a sixth of the
-# training images is held out, and a CNN trained on synthetic images alone is scored on that sixth. This is an
+# training images is held out, and an MLP trained on synthetic images alone is scored on that sixth. This is an
 # independent re-implementation; these are our measurements, made while this page was built.
 
 # %%
@@ -69,8 +69,8 @@ scores = {
 
 # %%
 table = pd.DataFrame({name: vars(score) for name, score in scores.items()}).T
-table.columns = ["CNN accuracy", "error per pixel", "dimensions", "fit (s)"]
-table.style.format({"CNN accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dimensions": "{:.0f}", "fit (s)": "{:.0f}"})
+table.columns = ["MLP accuracy", "error per pixel", "dimensions", "fit (s)"]
+table.style.format({"MLP accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dimensions": "{:.0f}", "fit (s)": "{:.0f}"})
 
 # %% [markdown]
 # ## What we now know
@@ -81,7 +81,7 @@ table.style.format({"CNN accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dime
 # what that means.
 
 # %% tags=["remove-input"]
-best = table["CNN accuracy"].astype(float).idxmax()
+best = table["MLP accuracy"].astype(float).idxmax()
 print(
     f"Best at ε = {epsilon:g} on {dataset} ({profile}): {best}, {scores[best].accuracy:.1%} of held-out images right."
 )
