@@ -37,7 +37,7 @@ SETTINGS = ("dataset", "epsilon", "seed", "profile")
 HELP = """\
 make test         checks and tests, without the slow ones (minutes; no data needed)
 make test-all     the same and the slow tests (fetches the data first)
-make book         the main job on MNIST and Fashion-MNIST; choose with EPSILON=3 DATASET=mnist SEED=1 PROFILE=quick
+make book         notebooks and site; choose with EPSILON=3 DATASET=mnist SEED=1 PROFILE=quick
 make data         fetch and verify the data sets
 make setup        only the Python environment in .venv (the other targets do this themselves)
 make lock         pyproject.toml -> requirements.lock and environment.yml; UPGRADE=1 takes newer versions
@@ -385,12 +385,9 @@ def check_settings(settings) -> None:
 def book(settings) -> None:
     check_settings(settings)
     set_up()
-    names = DATASETS if settings["dataset"] in (None, "all") else [settings["dataset"]]
-    options = [word for name in SETTINGS[1:] if settings[name] for word in ("--" + name, settings[name])]
-    commands = [["run", "--dataset", name, *options] for name in names]  # with the book: one `dpldm book`
-    data(names)
-    for command in commands:
-        stream(command)
+    options = [word for name in SETTINGS if settings[name] for word in ("--" + name, settings[name])]
+    data(DATASETS)
+    stream(["book", *options])
 
 
 def clean() -> None:

@@ -277,8 +277,13 @@ class Execution:
     output: str
 
 
-def executions(root: Path = ROOT) -> list[Execution]:
-    """The executed notebooks of the book as they are now, in its order; for the page that reports on the build."""
+def executions(root: Path | None = None) -> list[Execution]:
+    """The executed notebooks of the book as they are now, in its order; for the page that reports on the build.
+
+    Args:
+        root: None for the current folder if it has a book, else this repository.
+    """
+    root = root or (Path.cwd() if Path("_toc.yml").exists() else ROOT)
     names = [os.path.basename(page) for page in pages(root) if page.startswith("executed/")]
     return [found for name in names if (found := _execution(name, root))]
 

@@ -240,6 +240,37 @@ def _privacy(given: argparse.Namespace) -> None:
         print(f"ε by {name:<18} {ledger.epsilon(said['delta'], accountant):.4f} at δ = {said['delta']:g}")
 
 
+# --- sweep, book ------------------------------------------------------------------------------------------------------
+
+
+def _sweep(given: argparse.Namespace) -> None:
+    from dpldm import sweep
+    from dpldm.experiment import Folders
+
+    asked = sweep.Sweep(
+        tuple(given.dataset), tuple(given.epsilon), given.seeds, given.profile, given.delta, tuple(given.method)
+    )
+    folders = Folders(records=given.out, runs=given.runs)
+    done = sweep.run(asked, folders, given.workers, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(sweep.as_text(done.records))
+    if done.failed:
+        some = f"{len(done.failed)} of {len(done.records)} runs failed"
+        raise sweep.SweepError(f"{some}, first {done.failed[0]}; the same command makes those that are missing")
+
+
+def _book(given: argparse.Namespace) -> None:
+    from dpldm import book
+
+    said = {name: getattr(given, name) for name in book.SHARED}
+    book.build(
+        {name: value for name, value in said.items() if value is not None},
+        given.only,
+        not given.no_site,
+        say=lambda line: print(line, flush=True),
+        bar=sys.stderr.isatty(),
+    )
+
+
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +346,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(command("evaluate", _evaluate, "Score any .npz of images and labels against real ones."))
     _add_records(command("records", _records, "Show all records as a table."))
     _add_data(command("data", _data, "List, fetch or verify the public data sets."))
+    _add_sweep(command("sweep", _sweep, "Make many runs, several at a time; recorded ones are skipped."))
+    _add_book(command("book", _book, "Execute the notebooks that need it and build the site of the book."))
     shown = command("privacy", _privacy, "Say what a record's privacy means, with ε by three accountants.")
     shown.add_argument("record", type=Path, metavar="RECORD", help="a record, or its name in book/records")
     return parser
@@ -388,3 +421,25 @@ def _add_records(records: argparse.ArgumentParser) -> None:
 def _add_data(data: argparse.ArgumentParser) -> None:
     data.add_argument("action", nargs="?", choices=("list", "fetch", "verify"), default="list")
     data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist")
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help="mnist, fashion_mnist or both")
+    sweep.add_argument("--epsilon", nargs="+", type=float, required=True, metavar="E", help="total budgets ε")
+    sweep.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each: seeds 0 to N-1 (default 1)")
+    sweep.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
+    sweep.add_argument("--method", nargs="+", default=["dpldm"], metavar="NAME", help="default dpldm")
+    sweep.add_argument("--delta", type=float, default=1e-5, metavar="D", help="δ, below 1/N (default 1e-5)")
+    sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: half of the cores)")
+    sweep.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of records (default {RECORDS})")
+    sweep.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages (default {RUNS})")
+
+
+def _add_book(book: argparse.ArgumentParser) -> None:
+    book.add_argument("--dataset", metavar="NAME", help="mnist or fashion_mnist (default: the notebooks')")
+    book.add_argument("--epsilon", type=float, metavar="E", help="total budget ε (default: the notebooks')")
+    book.add_argument("--delta", type=float, metavar="D", help="δ (default: the notebooks')")
+    book.add_argument("--seed", type=int, metavar="N", help="of everything random (default: the notebooks')")
+    book.add_argument("--profile", metavar="NAME", help="smoke, quick or paper (default: the notebooks')")
+    book.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these notebooks, and no site")
+    book.add_argument("--no-site", action="store_true", help="execute the notebooks, build no site")

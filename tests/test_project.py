@@ -340,14 +340,14 @@ def test_settings_reach_the_command(fake_dpldm):
         done = run(fake_dpldm, *way)
         assert done.returncode == 0, done.stderr
         calls = fake_dpldm / "calls"
-        assert calls.read_text().splitlines()[-1] == "run --dataset mnist --epsilon 3 --seed 4 --profile smoke"
+        assert calls.read_text().splitlines()[-1] == "book --dataset mnist --epsilon 3 --seed 4 --profile smoke"
         calls.unlink()
 
 
-def test_plain_book_runs_both_data_sets(fake_dpldm):
+def test_plain_book_fetches_the_data_and_builds(fake_dpldm):
     assert script(fake_dpldm, "book", EPSILON="", SEED="").returncode == 0
     calls = (fake_dpldm / "calls").read_text().splitlines()
-    assert calls[-2:] == ["run --dataset mnist", "run --dataset fashion_mnist"]
+    assert calls == ["data fetch mnist", "data fetch fashion_mnist", "book"]
 
 
 def test_exit_code_passes_through(fake_dpldm):
