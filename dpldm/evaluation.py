@@ -88,7 +88,7 @@ class EvaluationSettings:
     """
 
     classifier_seeds: int = 3
-    cnn_epochs: int = 3
+    cnn_epochs: int = 5
     mlp_epochs: int = 5
     logreg_epochs: int = 5
     batch_size: int = 128
