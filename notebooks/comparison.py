@@ -59,7 +59,8 @@ published = pd.read_csv("book/published.csv", keep_default_na=False)
 # %%
 here = published[published["dataset"] == dataset]
 cnn = here[here["score"] == "cnn"].assign(value=lambda rows: 100 * rows["value"])
-cnn.pivot(index=["method", "source"], columns="epsilon", values="value").sort_values(10.0, ascending=False)
+wide = cnn.pivot(index=["method", "source"], columns="epsilon", values="value").sort_values(10.0, ascending=False)
+wide.map("{:.4g}".format).replace("nan", "–")
 
 # %% [markdown]
 # The methods are DPDM {cite}`dockhorn2023dpdm`, DP-Sinkhorn {cite}`cao2021sinkhorn`, DP-MERF {cite}`harder2021dpmerf`, PEARL
@@ -101,7 +102,7 @@ plots.method_comparison(table)
 # %%
 large = here[here["score"] == "best_of_three"].assign(value=lambda rows: 100 * rows["value"])
 merged = large.pivot_table(index=["method", "public_data"], columns="epsilon", values="value")
-merged.sort_values(10.0, ascending=False).round(1)
+merged.sort_values(10.0, ascending=False).map("{:.3g}".format).replace("nan", "–")
 
 # %% [markdown]
 # Besides those above: DP-FETA {cite}`li2025dpfeta`, FETA-Pro {cite}`gong2026fetapro`, DP-NTK {cite}`yang2023dpntk`, DP-Kernel
@@ -121,7 +122,9 @@ merged.sort_values(10.0, ascending=False).round(1)
 
 # %%
 fid = here[(here["score"] == "fid_inception") & (here["epsilon"] == 10.0)]
-fid.pivot(index="method", columns="source", values="value").dropna(thresh=2).round(1)
+fid = fid.assign(method=fid["method"].str.replace(" (re-run)", ""))
+spread = fid.pivot(index="method", columns="source", values="value").dropna(thresh=2).dropna(axis="columns", how="all")
+spread.map("{:.4g}".format).replace("nan", "–")
 
 # %% [markdown]
 # ## Against a private classifier

@@ -85,7 +85,7 @@ labels = balanced_labels(1_000 if profile == "smoke" else 10_000, classes)
 drawn = {name: torch.cat(list(reading.synthesizer.sample(labels, seed))) for name, reading in fitted.items()}
 rows = {f"reading {name}": images[:classes] for name, images in drawn.items()}
 
-# %% mystnb={"figure": {"caption": "What each reading draws, one image per class, at the same claimed ε.", "name": "fig-readings"}, "image": {"alt": "Three rows of synthetic images: reading A is clearest, reading B hard to recognise, reading C between them."}}
+# %% mystnb={"figure": {"caption": "What each reading draws, one image per class, at the same claimed ε.", "name": "fig-readings"}, "image": {"alt": "Three rows of synthetic images, one row for each reading and one column for each class."}}
 plots.image_rows(rows, "Three readings", "reading", "classes in order")
 
 # %%
