@@ -1,0 +1,407 @@
+"""The machinery of the book: parameters, dependencies, executed notebooks, the site; and every notebook runs."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import TOY, make_book
+
+from dpldm import book
+from dpldm.book import BookError
+
+SOURCES = sorted((book.ROOT / "notebooks").glob("*.py"))
+
+
+@pytest.fixture
+def made(small_book, tmp_path) -> Path:
+    """A copy of the small book, executed and built, to change at will."""
+    shutil.copytree(small_book, tmp_path / "book")
+    return tmp_path / "book"
+
+
+def notebook(root: Path, name: str = "toy") -> book.Notebook:
+    return next(one for one in book.notebooks(root) if one.name == name)
+
+
+def outputs(root: Path, name: str = "toy") -> str:
+    node = nbformat.read(root / "executed" / f"{name}.ipynb", as_version=4)
+    return "".join(output.get("text", "") for cell in node.cells for output in cell.get("outputs", []))
+
+
+# --- the pages and the parameters -------------------------------------------------------------------------------------
+
+
+def test_order_is_that_of_the_table_of_contents(tmp_path):
+    toc = "format: jb-book\nroot: book/index\nparts:\n- caption: A\n  chapters:\n  - file: executed/toy\n"
+    toc += "    sections:\n    - file: executed/second\n"
+    root = make_book(tmp_path, **{"_toc.yml": toc, "notebooks/second.py": TOY})
+    assert book.pages(root) == ["book/index", "executed/toy", "executed/second"]
+    assert [one.name for one in book.notebooks(root)] == ["toy", "second"]
+    assert notebook(root).defaults == {"epsilon": 10.0, "seed": 0}
+
+
+@pytest.mark.parametrize("gone", ["notebooks/toy.py", "book/index.md", "_toc.yml"])
+def test_missing_page_is_named(tmp_path, gone):
+    root = make_book(tmp_path)
+    (root / gone).unlink()
+    with pytest.raises(BookError, match=f"expected {gone}, found no such file"):
+        book.notebooks(root)
+
+
+def test_defaults_that_disagree_are_refused(tmp_path):
+    toc = "format: jb-book\nroot: book/index\nchapters:\n- file: executed/toy\n- file: executed/other\n"
+    other = TOY.replace("epsilon: float = 10.0", "epsilon: float = 5.0")
+    root = make_book(tmp_path, **{"_toc.yml": toc, "notebooks/other.py": other})
+    with pytest.raises(BookError, match=r"same default of epsilon.*10\.0 in toy and 5\.0 in other"):
+        book.notebooks(root)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epsiln": 3.0}, "unknown parameter 'epsiln': expected epsilon, seed"),
+        ({"epsilon": "3"}, "epsilon: expected a float as in toy, got '3'"),
+        ({"seed": 1.5}, "seed: expected a int as in toy, got 1.5"),
+        ({"seed": True}, "seed: expected a int"),
+    ],
+)
+def test_bad_parameter_stops_before_anything_runs(made, parameters, message):
+    before = (made / "executed" / "toy.ipynb").stat().st_mtime_ns
+    with pytest.raises(BookError, match=message):
+        book.build(parameters, root=made, say=pytest.fail)
+    assert (made / "executed" / "toy.ipynb").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_epsilon_is_refused_in_the_words_of_the_library(tmp_path, epsilon):
+    root = make_book(tmp_path, **{"notebooks/toy.py": TOY.replace("seed: int", 'dataset: str = "mnist"\nseed: int')})
+    with pytest.raises(ValueError, match="epsilon"):
+        book.build({"epsilon": epsilon}, root=root, say=lambda line: None)
+    assert not (root / "executed").exists()
+
+
+def test_unknown_notebook(made):
+    with pytest.raises(BookError, match="unknown notebook 'tyo': expected one of toy"):
+        book.build({}, only=["tyo"], root=made)
+
+
+# --- what depends on what ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import dpldm.data, numpy", {"data"}),
+        ("from dpldm import data, plots as p", {"data", "plots"}),
+        ("from dpldm.results import read_all", {"results"}),
+        ("def late():\n    from dpldm.audit import attack", {"audit"}),
+        ("from dpldmx import data\nimport dpldm", set()),
+        ("# import dpldm.data\n'import dpldm.data'", set()),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(source, found):
+    assert book.imported_modules(source) == found
+
+
+@pytest.fixture
+def package(tmp_path):
+    """leaf ← middle ← top, which also reads a folder; apart from them: alone; and a ring."""
+    folder = tmp_path / "dpldm"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "net.safetensors").write_text("1")
+    for name, text in {
+        "__init__": "",
+        "leaf": "x = 1",
+        "middle": "from dpldm.leaf import x",
+        "top": "def f():\n    from . import middle\n    return 'weights'",
+        "alone": "import os",
+        "ring": "import dpldm.gnir",
+        "gnir": "import dpldm.ring",
+    }.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "files"),
+    [
+        ("from dpldm import leaf", {"leaf.py"}),
+        ("from dpldm import middle", {"leaf.py", "middle.py"}),
+        ("import dpldm.top", {"leaf.py", "middle.py", "top.py", "net.safetensors"}),
+        ("from dpldm import alone", {"alone.py"}),
+        ("from dpldm import ring", {"ring.py", "gnir.py"}),
+    ],
+)
+def test_dependencies_go_through_all_imports(package, tmp_path, source, files):
+    (tmp_path / "page.py").write_text(source)
+    found = book.dependencies(tmp_path / "page.py", package)
+    assert {file.name for file in found} == files | {"__init__.py"}
+
+
+def test_page_without_the_library_depends_on_none_of_it(package, tmp_path):
+    (tmp_path / "page.py").write_text("import os")
+    assert not book.dependencies(tmp_path / "page.py", package)
+
+
+def test_every_change_is_seen_and_named_and_nothing_else(tmp_path):
+    def page(imports: str) -> str:
+        return TOY.replace("from toy import double", f"{imports}\nfrom toy import double")
+
+    toc = "format: jb-book\nroot: book/index\nchapters:\n" + "".join(f"- file: executed/{n}\n" for n in "abc")
+    root = make_book(
+        tmp_path,
+        **{
+            "_toc.yml": toc,
+            "notebooks/a.py": page("from dpldm import one"),
+            "notebooks/b.py": page("from dpldm.results import read_all"),
+            "notebooks/c.py": page('text = open("book/facts.csv")'),
+            "dpldm/__init__.py": "",
+            "dpldm/one.py": "",
+            "dpldm/two.py": "",
+            "dpldm/results.py": "",
+            "book/facts.csv": "1",
+            "book/records/x.json": "{}",
+            "requirements.lock": "torch==1",
+        },
+    )
+
+    def seen(path: str, parameters=None) -> dict[str, set[str]]:
+        """Which notebooks see a change of a file, and under what name."""
+        before = {one.name: book.inputs(one, {}, root) for one in book.notebooks(root)}
+        if path:
+            (root / path).write_text((root / path).read_text() + "\n# changed\n")
+        after = {one.name: book.inputs(one, parameters or {}, root) for one in book.notebooks(root)}
+        changed = {name: {k for k in after[name] if after[name][k] != before[name].get(k)} for name in "abc"}
+        return {name: what for name, what in changed.items() if what}
+
+    assert seen("dpldm/one.py") == {"a": {"dpldm/one.py"}}
+    assert seen("dpldm/two.py") == {}
+    assert seen("notebooks/b.py") == {"b": {"notebooks/b.py"}}
+    assert seen("book/records/x.json") == {"b": {"the records"}}
+    assert seen("book/facts.csv") == {"c": {"book/facts.csv"}}
+    assert seen("requirements.lock") == {name: {"the locked versions"} for name in "abc"}
+    assert seen("", {"epsilon": 3.0}) == {name: {"the parameters"} for name in "abc"}
+    assert seen("", {"epsilon": 10}) == {}
+
+
+def test_only_code_counts_as_reading_records():
+    assert not book.reads_records("# records\nx = 1")
+    assert book.reads_records("x = read_records()")
+    assert book.reads_records("from dpldm import experiment")
+
+
+# --- executed notebooks -----------------------------------------------------------------------------------------------
+
+
+def test_unchanged_book_is_left_alone_and_a_change_runs_again(made):
+    said: list[str] = []
+    book.build({}, root=made, say=said.append)
+    assert said == ["toy: unchanged", "site: unchanged"]
+    (made / "notebooks" / "toy.py").write_text(TOY + "\n# %%\nprint('one more')\n")
+    said.clear()
+    book.build({}, root=made, say=said.append, site=False)
+    assert said[0] == "toy (1 of 1): executing, notebooks/toy.py changed"
+    assert "one more" in outputs(made)
+
+
+def test_new_epsilon_gives_new_numbers_and_hides_the_old(made):
+    assert outputs(made).startswith("20.0\n")
+    book.execute(notebook(made), {"epsilon": 3}, made)
+    assert outputs(made).startswith("6.0\n")
+    node = nbformat.read(made / "executed" / "toy.ipynb", as_version=4)
+    tagged = {tag: cell for cell in node.cells for tag in cell.metadata.get("tags", [])}
+    assert "remove-cell" in tagged["parameters"].metadata["tags"]
+    assert "epsilon = 3.0" in tagged["injected-parameters"].source
+    assert node.metadata["papermill"] == {"parameters": {"epsilon": 3.0}}
+    with pytest.raises(BookError, match=r"expected executed/toy.ipynb with epsilon = 10\.0.*got epsilon = 3\.0"):
+        book.check_executed(book.notebooks(made), {}, made)
+    book.check_executed(book.notebooks(made), {"epsilon": 3.0}, made)
+
+
+@pytest.mark.slow
+def test_same_numbers_by_papermill_and_by_editing_the_cell(made):
+    book.execute(notebook(made), {"epsilon": 3.0}, made)
+    by_parameter = outputs(made)
+    source = made / "notebooks" / "toy.py"
+    source.write_text(TOY.replace("= 10.0", "= 3.0"))
+    book.execute(notebook(made), {}, made)
+    assert outputs(made) == by_parameter
+
+
+def test_two_executions_give_the_same_bytes_with_this_python(made):
+    source = made / "notebooks" / "toy.py"
+    source.write_text(TOY + "\n# %%\nimport sys\nprint(sys.executable, set('abcdefgh'))\n")
+    contents = set()
+    for _ in range(2):
+        book.execute(notebook(made), {"seed": 1}, made)
+        contents.add((made / "executed" / "toy.ipynb").read_bytes())
+    assert len(contents) == 1
+    assert sys.executable in outputs(made)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("1 / 0", r"notebooks/toy.py, cell 5: ZeroDivisionError: division by zero \(all of it: executed/toy.log\)"),
+        ("import warnings; warnings.warn('odd')", "cell 5: wrote to standard error: .*odd"),
+        ("import os; os._exit(3)", "Kernel died"),
+    ],
+)
+def test_failed_cell_is_named_and_nothing_is_half_written(made, cell, message):
+    (made / "notebooks" / "toy.py").write_text(f"{TOY}\n# %%\n{cell}\n")
+    before = {path.name: path.read_bytes() for path in (made / "executed").iterdir()}
+    with pytest.raises(BookError, match=message) as caught:
+        book.build({}, root=made, say=lambda line: None)
+    assert "\n" not in str(caught.value)
+    after = {path.name: path.read_bytes() for path in (made / "executed").iterdir()}
+    assert after.pop("toy.log")
+    assert after == before
+    assert (made / "_build" / "html" / "index.html").exists()
+
+
+def test_damaged_or_foreign_output_is_made_again(made):
+    (made / "executed" / "toy.ipynb").write_text("{}")
+    assert book.changes(notebook(made), book.inputs(notebook(made), {}, made), made) == ["not executed yet"]
+    assert not book.executions(made)
+
+
+def test_executions_tell_times_and_parameters(small_book):
+    (done,) = book.executions(small_book)
+    assert done.name == "toy"
+    assert 0 < done.seconds < 600
+    assert done.parameters == {"epsilon": 10.0, "seed": 0}
+
+
+def test_interrupt_leaves_nothing_half_written_and_no_process(tmp_path):
+    slow = TOY + "\n# %%\nimport os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(100)\n"
+    root = make_book(tmp_path, **{"notebooks/toy.py": slow})
+    code = f"from pathlib import Path; from dpldm import book; book.build({{}}, root=Path({str(root)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 90
+    while not (root / "kernel").exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    left = list((root / "executed").glob("*")) if (root / "executed").exists() else []
+    assert not [path for path in left if path.suffix != ".log"]
+    kernel = int((root / "kernel").read_text())
+    for _ in range(50):
+        if not Path(f"/proc/{kernel}").exists() and not _alive(kernel):
+            break
+        time.sleep(0.2)
+    assert not _alive(kernel)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# --- the site ---------------------------------------------------------------------------------------------------------
+
+
+def site_files(root: Path) -> dict[str, bytes]:
+    html = root / "_build" / "html"
+    return {str(path.relative_to(html)): path.read_bytes() for path in html.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_two_builds_give_the_same_pages(made):
+    first = site_files(made)
+    (made / "_build" / "site.stamp").unlink()
+    book.build_site(made, say=lambda line: None)
+    second = site_files(made)
+    assert set(first) == set(second)
+    assert [name for name in first if first[name] != second[name]] == []
+    assert not (made / "_build" / "new").exists()
+
+
+def test_a_warning_fails_the_build_and_leaves_the_old_site(made):
+    before = site_files(made)
+    page = made / "book" / "index.md"
+    page.write_text(page.read_text() + "\n{doc}`nowhere`\n")
+    for _ in range(2):  # and again: a second try must not pass because the first one read the page
+        with pytest.raises(BookError, match=r"site: 1 warnings.* book/index.md:\d+: WARNING: unknown document"):
+            book.build_site(made, say=lambda line: None)
+    assert site_files(made) == before
+
+
+@pytest.mark.slow
+def test_repository_gives_buttons_that_point_at_sources(made, monkeypatch):
+    monkeypatch.setenv("DPLDM_REPOSITORY", "https://github.com/someone/dpldm.git")
+    book.build_site(made, say=lambda line: None)
+    page = (made / "_build" / "html" / "executed" / "toy.html").read_text()
+    assert 'href="https://github.com/someone/dpldm/edit/main/notebooks/toy.py"' in page
+    assert 'href="https://mybinder.org/v2/gh/someone/dpldm/main?urlpath=lab/tree/notebooks/toy.py"' in page
+    assert "main/executed" not in page
+    prose = (made / "_build" / "html" / "book" / "index.html").read_text()
+    assert 'href="https://github.com/someone/dpldm/edit/main/book/index.md"' in prose
+
+
+# --- the real notebooks -----------------------------------------------------------------------------------------------
+
+
+def test_every_notebook_and_page_is_in_the_book():
+    pages = set(book.pages())
+    assert {f"executed/{source.stem}" for source in SOURCES} == {page for page in pages if page.startswith("executed/")}
+    written = {f"book/{page.stem}" for page in (book.ROOT / "book").glob("*.md")}
+    assert written == {page for page in pages if page.startswith("book/")}
+    book.notebooks()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_notebook_is_text_with_parameters_and_nothing_is_hidden(source):
+    text = source.read_text(encoding="utf-8")
+    assert "name: python3" in text
+    assert "# %%" in text
+    ast.parse(text)
+    defaults = next(one for one in book.notebooks() if one.name == source.stem).defaults
+    assert set(defaults) <= set(book.SHARED)
+    (cell,) = [cell for cell in book._read(source).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert all(" # " in line for line in cell.source.splitlines()), "a unit or a range for each"
+
+
+@pytest.fixture(scope="session")
+def smoke_book(tmp_path_factory):
+    """A copy of the real book, to be executed with little data."""
+    root = tmp_path_factory.mktemp("smoke")
+    for name in ("_config.yml", "_toc.yml", "requirements.lock"):
+        shutil.copy(book.ROOT / name, root)
+    shutil.copytree(book.ROOT / "notebooks", root / "notebooks")
+    shutil.copytree(book.ROOT / "book", root / "book")
+    (root / "dpldm").symlink_to(book.ROOT / "dpldm")
+    before = os.environ.get("DPLDM_DATA")
+    os.environ["DPLDM_DATA"] = before or str(book.ROOT / "data")
+    yield root
+    if before is None:
+        del os.environ["DPLDM_DATA"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [os.path.basename(p) for p in book.pages() if p.startswith("executed/")])
+def test_notebook_runs_with_little_data(smoke_book, name):
+    book.execute(notebook(smoke_book, name), {"profile": "smoke"}, smoke_book)
+    assert json.loads((smoke_book / "executed" / f"{name}.json").read_text())["parameters"]["profile"] == "smoke"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["privacy", "compression"])
+def test_another_epsilon_gives_other_outputs(smoke_book, name):
+    found = []
+    for epsilon in (10.0, 1.0):
+        book.execute(notebook(smoke_book, name), {"profile": "smoke", "epsilon": epsilon}, smoke_book)
+        found.append(outputs(smoke_book, name) + (smoke_book / "executed" / f"{name}.ipynb").read_text())
+    assert found[0].replace("10.0", "") != found[1].replace("1.0", "")
