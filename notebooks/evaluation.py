@@ -83,7 +83,7 @@ accuracies = pd.DataFrame(metrics["accuracy"]).rename_axis("seed") * 100
 accuracies.round(2)
 
 # %%
-glue("cnn", accuracies["cnn"].mean(), display=False)
+glue("cnn", float(accuracies["cnn"].mean()), display=False)
 glue("n_synthetic", f"{metrics['n_synthetic']:,}", display=False)
 glue("fid", metrics["fid_classifier"], display=False)
 glue("features", metrics["features"], display=False)

@@ -103,8 +103,8 @@ rows = table[(table["dataset"] == dataset) & (table["profile"] == profile)]
 own = rows[rows["method"] == "dpldm"].sort_values("epsilon")
 glue("least", f"{own['epsilon'].iloc[0]:g}", display=False)
 glue("most", f"{own['epsilon'].iloc[-1]:g}", display=False)
-glue("at_least", 100 * own["cnn"].iloc[0], display=False)
-glue("at_most", 100 * own["cnn"].iloc[-1], display=False)
+glue("at_least", float(100 * own["cnn"].iloc[0]), display=False)
+glue("at_most", float(100 * own["cnn"].iloc[-1]), display=False)
 glue("which", plots.DATASETS[dataset], display=False)
 
 # %% [markdown]
