@@ -151,7 +151,7 @@ glue("kind", settings.compression.kind, display=False)
 # %% [markdown]
 # Its error is {glue:text}`autoencoder_mse:.4f`. A network of many weights asks many noisy questions in each step, so this short
 # training on this budget is no match for two well-chosen questions. This book's run uses the compressor
-# `{glue:text}`kind``.
+# {glue:text}`kind`.
 #
 # ## What it cost
 #
