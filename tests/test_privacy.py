@@ -18,6 +18,7 @@ from scipy import integrate, stats
 from dpldm import privacy
 from dpldm.privacy import (
     RELATION,
+    Allowance,
     Ledger,
     Mechanism,
     NoiseSource,
@@ -233,6 +234,40 @@ def test_epsilon_is_monotone(noise_multiplier, sample_rate, steps):
     assert ledger((noise_multiplier, 1.2 * sample_rate, steps)).epsilon(DELTA) > base
     assert ledger((noise_multiplier, sample_rate, 2 * steps)).epsilon(DELTA) > base
     assert ledger((noise_multiplier, sample_rate, steps), (5.0,)).epsilon(DELTA) > base
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 50), st.integers(1, 20)), min_size=1, max_size=6))
+def test_composition_lies_between_the_worst_part_and_the_sum(parts):
+    alone = [ledger((noise, 1.0, steps)).epsilon(DELTA) for noise, steps in parts]
+    together = ledger(*((noise, 1.0, steps) for noise, steps in parts)).epsilon(DELTA)
+    precision = math.fsum(steps / noise**2 for noise, steps in parts)
+    assert together == pytest.approx(gaussian_epsilon(precision**-0.5, DELTA), rel=1e-6, abs=1e-9)
+    assert together >= max(alone) * (1 - 1e-9)
+    # basic composition adds δ as well as ε, so the sum is taken at a smaller δ
+    smaller = [ledger((noise, 1.0, steps)).epsilon(DELTA / len(parts)) for noise, steps in parts]
+    assert together <= sum(smaller) * (1 + 1e-9)
+
+
+@given(st.floats(0.05, 20), st.lists(st.floats(0.05, 1), min_size=1, max_size=5), st.integers(1, 30))
+def test_parts_of_an_allowance_add_up_to_it(epsilon, weights, steps):
+    whole = Allowance(gaussian_noise_multiplier(epsilon, DELTA), DELTA)
+    shares = [weight / sum(weights) for weight in weights]
+    book = Ledger(whole.part(min(share, 1.0)).mechanism("sum", "stage", 2.0, steps) for share in shares)
+    assert book.epsilon(DELTA) == pytest.approx(epsilon, rel=1e-6)
+
+
+def test_allowance_for_dp_sgd_costs_what_the_gaussian_would():
+    whole = Allowance(gaussian_noise_multiplier(2.0, DELTA), DELTA)
+    found = whole.part(0.5).sgd("gradients", "stage", n=10_000, batch=500, steps=100, clip_norm=0.5)
+    assert (found.sample_rate, found.steps, found.sensitivity) == (0.05, 100, 0.5)
+    gaussian = ledger((whole.part(0.5).noise_multiplier,)).epsilon(DELTA)
+    assert 0.98 * gaussian <= Ledger([found]).epsilon(DELTA) <= gaussian
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, math.nan])
+def test_allowance_refuses_other_shares(share):
+    with pytest.raises(PrivacyError, match="share"):
+        Allowance(1.0, DELTA).part(share)
 
 
 def test_empty_and_noiseless_ledgers():
