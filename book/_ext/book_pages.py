@@ -16,6 +16,7 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
+FIELD = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (\S.*)")  # of a dataclass, as its docstring lists them
 EXECUTED = re.compile(r"executed/([\w-]+)\.ipynb")
 
 
@@ -72,6 +73,30 @@ def correct_roles(app: Sphinx, page: str, template: str, context: dict[str, Any]
         )
 
 
+def plain_docstrings(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Lines like `seed: 0 to 10⁹` become a list, and a bar stays a bar: the docstrings are plain text."""
+    written: list[str] = []
+    in_list = False
+    for line in lines:
+        if not line.startswith((">>>", "...")):
+            parts = re.split(r"(``[^`]*``|`[^`]*`)", line)
+            line = "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
+        field = FIELD.match(line)
+        if field:
+            written += ([] if in_list else [""]) + [f"- ``{field[1]}``: {field[2]}"]
+        elif in_list and line.startswith("    "):
+            written.append(f"  {line.strip()}")
+        else:
+            written += ["", line] if in_list and line else [line]
+        in_list = bool(field) or (in_list and line.startswith("    "))
+    lines[:] = written
+
+
+def skip_inherited(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """What another library puts into our classes is documented there."""
+    return True if (getattr(thing, "__module__", None) or "dpldm").startswith("matplotlib") else None
+
+
 def write_first_page(app: Sphinx, failure: Exception | None) -> None:
     """`index.html` leads to the book's first page, with a title and an icon, which the plain redirect lacks."""
     if failure is None and app.builder.format == "html":
@@ -90,5 +115,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_repository)
     for change in (point_at_sources, drop_thebe, set_language, correct_roles):
         app.connect("html-page-context", change, priority=900)  # after the theme
+    app.connect("autodoc-process-docstring", plain_docstrings, priority=100)  # before napoleon
+    app.connect("autodoc-skip-member", skip_inherited)
     app.connect("build-finished", write_first_page, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
