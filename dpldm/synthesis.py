@@ -1,6 +1,7 @@
 """The two stages under one budget: fit to private images and labels, then sample synthetic ones."""
 
 import math
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -100,7 +101,9 @@ class LatentDiffusion:
     ) -> None:
         self.shape, self.num_classes, self.settings, self.spec, self.seed = shape, num_classes, settings, spec, seed
         self.device = torch.device(device)
-        self.compressor = compression.build(shape, settings.compression)
+        with torch.random.fork_rng(devices=[]):  # an autoencoder's first weights
+            torch.manual_seed(1000 * seed + 800)
+            self.compressor = compression.build(shape, settings.compression)
         self.mixture: Mixture | None = None
         self.network: ResidualMLP | None = None
 
@@ -140,7 +143,8 @@ class LatentDiffusion:
         index = self.stages.index(stage)
         secure = self.spec is not None and self.spec.secure_mode
         noise = NoiseSource.secure() if secure else NoiseSource.seeded(1000 * self.seed + index)
-        random = torch.Generator().manual_seed(1000 * self.seed + 500 + index)
+        # Which noise levels an example is trained on depends on who else is in the batch, so they must be secret too.
+        random = torch.Generator().manual_seed(secrets.randbits(63) if secure else 1000 * self.seed + 500 + index)
         with torch.random.fork_rng(devices=[]):  # the initial weights: public, but reproducible
             torch.manual_seed(1000 * self.seed + 900 + index)
             if stage == "compression":

@@ -70,7 +70,9 @@ scores = {
 # %%
 table = pd.DataFrame({name: vars(score) for name, score in scores.items()}).T
 table.columns = ["MLP accuracy", "error per pixel", "dimensions", "fit (s)"]
-table.style.format({"MLP accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dimensions": "{:.0f}", "fit (s)": "{:.0f}"})
+table.style.format(
+    {"MLP accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dimensions": "{:.0f}", "fit (s)": "{:.0f}"}
+).set_uuid("choices")
 
 # %% [markdown]
 # ## What we now know

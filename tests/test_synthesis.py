@@ -130,6 +130,30 @@ def test_secure_mode_cannot_be_repeated():
     assert not torch.allclose(draw(fitted(spec)[0])[0], draw(fitted(spec)[0])[0])
 
 
+def test_secure_mode_keeps_the_training_draws_secret_too(monkeypatch):
+    """An example's place in the batch decides its noise levels, so with known ones its clipping bounds nothing."""
+    seen = []
+
+    def watch(network, loss, n, mechanism, settings, noise, random):
+        seen.append((random.initial_seed(), noise.is_secure))
+        return iter(())
+
+    monkeypatch.setattr("dpldm.training.fit", watch)
+    for spec in (FIVE, FIVE, PrivacySpec(epsilon=5.0, secure_mode=True), PrivacySpec(epsilon=5.0, secure_mode=True)):
+        fitted(spec)
+    (first, _), (again, _), (secret, secure), (other, _) = seen
+    assert first == again
+    assert secure
+    assert len({first, secret, other}) == 3
+
+
+def test_seed_decides_the_first_weights_of_an_autoencoder():
+    settings = replace(TINY, compression=replace(TINY.compression, kind="autoencoder"))
+    first, again = (LatentDiffusion(SHAPE, 3, settings, FIVE, 0).compressor.state() for _ in range(2))
+    for name, value in first.items():
+        torch.testing.assert_close(again[name], value)
+
+
 def test_untrained_network_samples_the_mixture_itself():
     """The last layer starts at zero, so before any gradient step the diffusion is exactly the private mixture."""
     synthesizer, _ = fitted(spec=None)
