@@ -1,11 +1,15 @@
 """A small book that has everything the real one has, for the tests of the machinery and of the pages."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from dpldm import book
+
+# Where a shell starts the tests in the background, it has Ctrl-C ignored, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -71,9 +71,9 @@ def server(site):
 
 
 def pages_of(site: Path) -> list[str]:
-    """Every page, without the ones in _static and the like."""
+    """Every page, without the ones in _static and the like, and without the first, which leads on to another."""
     found = sorted(page.relative_to(site).as_posix() for page in site.rglob("*.html"))
-    return [page for page in found if not page.startswith("_")]
+    return [page for page in found if not page.startswith("_") and page != "index.html"]
 
 
 class Visit:
@@ -85,7 +85,7 @@ class Visit:
         self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.page = self.context.new_page()
         self.page.on("request", self.note_request)
-        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self.note_failure)
         self.page.on("response", self.note_response)
         self.page.on("console", self.note_console)
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
@@ -93,6 +93,10 @@ class Visit:
     def note_request(self, request) -> None:
         if not request.url.startswith((self.base, "data:", "blob:")):
             self.faults.append(f"request to {request.url}")
+
+    def note_failure(self, request) -> None:
+        if "ERR_ABORTED" not in (request.failure or ""):  # the first page leads on before its icon has come
+            self.faults.append(f"failed: {request.url}")
 
     def note_response(self, response) -> None:
         if response.status >= 400:
