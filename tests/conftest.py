@@ -106,3 +106,12 @@ def small_book(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_site(small_book) -> Path:
     return small_book / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def real_site() -> Path:
+    """The real site, where it is up to date."""
+    stamp, site = book.ROOT / "_build" / "site.stamp", book.ROOT / "_build" / "html"
+    if not stamp.exists() or stamp.read_text() != book._site_inputs(book.ROOT) or not site.exists():
+        pytest.skip("no up-to-date site in _build/html: build it with `make book`")
+    return site

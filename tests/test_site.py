@@ -1,7 +1,7 @@
 """The site as readers have it: in Chromium, on a desk and on a phone, light and dark, from a folder and from a server.
 
-The small book of conftest.py is always looked at. `make test-all` looks at the real one: the site in `_build/html`
-where it is up to date, or else one that is made with the `smoke` profile.
+The small book of conftest.py is always looked at; `make test-all` looks at the real one too, the site in `_build/html`,
+where it is up to date.
 """
 
 import functools
