@@ -229,7 +229,8 @@ def _digest(*contents: bytes) -> str:
 
 
 def _folder_digest(folder: Path, pattern: str) -> str:
-    files = sorted(file for file in folder.rglob(pattern) if file.is_file() and not file.name.startswith("."))
+    found = (file for file in folder.rglob(pattern) if "__pycache__" not in file.parts)
+    files = sorted(file for file in found if file.is_file() and not file.name.startswith("."))
     return _digest(*(part for file in files for part in (str(file.relative_to(folder)).encode(), file.read_bytes())))
 
 
