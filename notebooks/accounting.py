@@ -204,8 +204,8 @@ plots.curves(extra, {"whole run": costs}, "additional epochs", "ε", "One more e
 # %%
 stricter = delta
 for _ in range(6):  # δ' with (1 + e^ε(δ')) δ' = δ, from below
-    stricter = delta / (1 + 2.7182818 ** ledger.epsilon(stricter, "pld"))
-replaced = 2 * ledger.epsilon(stricter, "pld")
+    stricter = delta / (1 + 2.7182818 ** ledger.epsilon(stricter))
+replaced = 2 * ledger.epsilon(stricter)
 noise_multiplier = gaussian_noise_multiplier(epsilon, delta)
 replaced_gaussian = gaussian_epsilon(noise_multiplier / 2, delta)
 glue("replaced", replaced, display=False)
