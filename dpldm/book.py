@@ -3,7 +3,8 @@
 One build is one reference run: all notebooks get the same parameters, and no page is made from others. A notebook is
 executed again when something it depends on has changed: its source, its parameters, the modules it imports (found by
 reading the sources, through all that these import), the records, the locked versions. jupyter-book's own execution
-cache sees none of these but the first, so it is not used.
+cache sees none of these but the first, so it is not used. The notebooks take a run that is finished as it is, so a run
+that other code made is forgotten before they start.
 """
 
 import ast
@@ -140,8 +141,12 @@ def check_parameters(found: Iterable[Notebook], parameters: Mapping[str, Any]) -
                 raise BookError(f"{name}: expected a {type(default).__name__} as in {notebook.name}, got {value!r}")
 
 
-def _check_by_library(found: Iterable[Notebook], parameters: Mapping[str, Any], root: Path) -> None:
-    """What a run would refuse is refused before the first notebook starts, in the words of the library."""
+def _check_by_library(found: Iterable[Notebook], parameters: Mapping[str, Any], root: Path) -> Path | None:
+    """What a run would refuse is refused before the first notebook starts, in the words of the library.
+
+    Returns:
+        Where the record of the build's run is, or will be; None if the notebooks make no run.
+    """
     defaults: dict[str, Any] = {}
     for notebook in found:
         defaults |= {name: value for name, value in notebook.defaults.items() if name in SHARED}
@@ -150,7 +155,8 @@ def _check_by_library(found: Iterable[Notebook], parameters: Mapping[str, Any], 
         from dpldm.experiment import Experiment, Folders, check
 
         described = {name: asked[name] for name in SHARED if name in asked}
-        check(Experiment(**described), Folders(root / "book" / "records", root / "runs"))
+        return check(Experiment(**described), Folders(root / "runs" / "records", root / "runs"))
+    return None
 
 
 # --- what a notebook depends on ---------------------------------------------------------------------------------------
@@ -256,11 +262,57 @@ def inputs(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT)
         named["the records"] = _folder_digest(root / "book" / "records", "*.json")
     named["the parameters"] = _digest(json.dumps(_effective(notebook, parameters), sort_keys=True).encode())
     if _reports(notebook):
+        from dpldm.results import environment_facts
+
         others = [done.output.encode() for done in executions(root) if done.name != notebook.name]
         named["the other notebooks"] = _digest(*others)
+        named["the commit"] = environment_facts()["commit"]
+    return named | _versions(root)
+
+
+def _versions(root: Path) -> dict[str, str]:
     lock = root / "requirements.lock"
-    named["the locked versions"] = _digest(sys.version.encode(), lock.read_bytes() if lock.exists() else b"")
-    return named
+    return {"the locked versions": _digest(sys.version.encode(), lock.read_bytes() if lock.exists() else b"")}
+
+
+# --- the run behind the pages -----------------------------------------------------------------------------------------
+
+
+def run_inputs(root: Path = ROOT) -> dict[str, str]:
+    """What the numbers of a run depend on beside its settings, each with a digest: the modules behind `experiment`, but
+    not the one that only draws, and the locked versions."""
+    package = root / PACKAGE
+    source = package / "experiment.py"
+    files = ({source} | dependencies(source, package)) - {package / "plots.py"} if source.exists() else set()
+    return {str(file.relative_to(root)): _digest(file.read_bytes()) for file in sorted(files)} | _versions(root)
+
+
+def forget_stale_run(record: Path, root: Path = ROOT, say: Say = print) -> None:
+    """Delete a record, and the finished stages of its run, if it is not known to be made by the code as it is now.
+
+    Beside the record a file with the same name and the suffix `.inputs` tells what it is made by; it is written here,
+    before the run.
+
+    Args:
+        record: of the run behind the pages; it need not exist. The stages are in `runs/` under its name.
+    """
+    from dpldm.results import write_atomically
+
+    beside, now = record.with_suffix(".inputs"), run_inputs(root)
+    try:
+        before = dict(json.loads(beside.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        before = {}
+    changed = [f"{name} changed" for name in {**now, **before} if now.get(name) != before.get(name)]
+    if not changed:
+        return
+    stages = [file for file in (root / "runs" / record.stem).glob("*.safetensors") if file.stem != "synthesizer"]
+    if record.exists() or stages:
+        say(f"{record.stem}: to be made again, {_shortened(changed) if before else 'made by unknown code'}")
+    for file in (record, record.with_suffix(".png"), *stages):
+        file.unlink(missing_ok=True)
+    text = json.dumps(now, indent=1) + "\n"
+    write_atomically(beside, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # --- executed notebooks -----------------------------------------------------------------------------------------------
@@ -356,7 +408,7 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
 
     from dpldm.results import write_atomically
 
-    node, start = _read(notebook.source), time.monotonic()
+    node, start, before = _read(notebook.source), time.monotonic(), inputs(notebook, parameters, root)
     values = _effective(notebook, parameters)
     given = {name: values[name] for name in parameters if name in values}
     if given:
@@ -389,6 +441,7 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
                 text = output["text"]
                 raise _failed(notebook, position, f"wrote to standard error: {text}", [cell.source, text], root)
     seconds = time.monotonic() - start
+    after = inputs(notebook, parameters, root)
     _normalise(done, given)
     text = nbformat.writes(done)
     folder = root / "executed"
@@ -398,7 +451,8 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
         "seconds": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "parameters": values,
-        "inputs": inputs(notebook, parameters, root),  # as it is now: the notebook itself may have written a record
+        # What was edited meanwhile is not in it, but a record may be: the notebook itself may have written it.
+        "inputs": before | {name: after[name] for name in after if name == "the records"},
         "output": _digest(text.encode()),
     }
     facts_text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
@@ -565,7 +619,9 @@ def _execute_changed(
                     say(f"{notebook.name}: unchanged")
                 continue
             if not checked:
-                _check_by_library(found, parameters, root)
+                record = _check_by_library(found, parameters, root)
+                if record:
+                    forget_stale_run(record, root, say)
                 checked = True
             say(f"{notebook.name} ({position} of {len(ordered)}): executing, {_shortened(why)}")
             say(f"{notebook.name}: {execute(notebook, parameters, root, bar):.0f} s")

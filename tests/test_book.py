@@ -88,6 +88,24 @@ def test_bad_epsilon_is_refused_in_the_words_of_the_library(tmp_path, epsilon):
     assert not (root / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dataset", "mnits", "unknown dataset 'mnits'"),
+        ("profile", "quik", "unknown profile 'quik'"),
+        ("seed", -1, "expected a seed from 0"),
+        ("delta", 2.0, "delta"),
+    ],
+)
+def test_bad_value_is_refused_before_anything_runs(tmp_path, name, value, message):
+    more = 'dataset: str = "mnist"\nprofile: str = "quick"\ndelta: float = 1e-5\nseed: int'
+    root = make_book(tmp_path, **{"notebooks/toy.py": TOY.replace("seed: int", more)})
+    with pytest.raises(ValueError, match=message) as caught:
+        book.build({name: value}, root=root, say=pytest.fail)
+    assert "\n" not in str(caught.value)
+    assert not (root / "executed").exists()
+
+
 def test_unknown_notebook(made):
     with pytest.raises(BookError, match="unknown notebook 'tyo': expected one of toy"):
         book.build({}, only=["tyo"], root=made)
@@ -196,6 +214,91 @@ def test_only_code_counts_as_reading_records():
     assert not book.reads_records("# records\nx = 1")
     assert book.reads_records("x = read_records()")
     assert book.reads_records("from dpldm import experiment")
+
+
+# --- the run behind the pages -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A finished run, and the code that is said to have made it: (root, record, its files)."""
+    names = ("experiment", "mixture", "plots", "sweep")
+    imports = {"experiment": "from dpldm import mixture\ndef f():\n    from dpldm import plots", "sweep": "import os"}
+    files = {f"dpldm/{name}.py": imports.get(name, "x = 1") for name in names} | {"requirements.lock": "torch==1"}
+    root = make_book(tmp_path, **{"dpldm/__init__.py": "", **files})
+    record = root / "runs" / "records" / "some.json"
+    made = [record, record.with_suffix(".png"), root / "runs" / "some" / "diffusion.safetensors"]
+
+    def finish() -> None:
+        for file in (*made, root / "runs" / "some" / "synthesizer.safetensors"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+
+    finish()
+    return root, record, made, finish
+
+
+def test_run_of_unknown_code_is_forgotten_and_one_of_this_code_is_kept(old_run):
+    root, record, made, finish = old_run
+    said: list[str] = []
+    book.forget_stale_run(record, root, said.append)
+    assert said == ["some: to be made again, made by unknown code"]
+    assert not any(file.exists() for file in made)
+    assert (root / "runs" / "some" / "synthesizer.safetensors").exists()
+    finish()
+    book.forget_stale_run(record, root, pytest.fail)
+    assert all(file.exists() for file in made)
+
+
+@pytest.mark.parametrize(
+    ("edited", "forgotten"),
+    [
+        ("dpldm/experiment.py", True),
+        ("dpldm/mixture.py", True),
+        ("requirements.lock", True),
+        ("dpldm/plots.py", False),  # draws what was computed
+        ("dpldm/sweep.py", False),
+        ("notebooks/toy.py", False),
+    ],
+)
+def test_run_is_forgotten_after_a_change_of_what_it_depends_on_and_nothing_else(old_run, edited, forgotten):
+    root, record, made, finish = old_run
+    book.forget_stale_run(record, root, lambda line: None)
+    finish()
+    (root / edited).write_text((root / edited).read_text() + "\n# changed\n")
+    said: list[str] = []
+    book.forget_stale_run(record, root, said.append)
+    name = "the locked versions" if edited == "requirements.lock" else edited
+    assert said == ([f"some: to be made again, {name} changed"] if forgotten else [])
+    assert [file.exists() for file in made] == [not forgotten] * len(made)
+
+
+def test_damaged_note_on_the_code_counts_as_none(old_run):
+    root, record, made, _ = old_run
+    record.with_suffix(".inputs").write_text("{")
+    book.forget_stale_run(record, root, lambda line: None)
+    assert not any(file.exists() for file in made)
+
+
+def test_build_forgets_a_stale_run_before_the_first_notebook(old_run, monkeypatch):
+    root, record, _made, _ = old_run
+    monkeypatch.setattr(book, "_check_by_library", lambda found, parameters, root: record)
+    text = TOY + "\n# %%\nimport os\nprint(os.path.exists('runs/records/some.json'))\n"
+    (root / "notebooks" / "toy.py").write_text(text)
+    said: list[str] = []
+    book.build({}, root=root, say=said.append, site=False)
+    assert said[0] == "some: to be made again, made by unknown code"
+    assert "False" in outputs(root)
+    said.clear()
+    book.build({}, root=root, say=said.append, site=False)
+    assert said == ["toy: unchanged"]
+
+
+def test_real_run_depends_on_the_method_and_its_scores_but_not_on_the_figures():
+    names = set(book.run_inputs())
+    assert {"dpldm/experiment.py", "dpldm/synthesis.py", "dpldm/privacy.py", "dpldm/evaluation.py"} <= names
+    assert not {"dpldm/plots.py", "dpldm/book.py", "dpldm/cli.py", "dpldm/sweep.py"} & names
+    assert any(name.endswith(".safetensors") for name in names), "the weights of the feature networks"
 
 
 # --- executed notebooks -----------------------------------------------------------------------------------------------

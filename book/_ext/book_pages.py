@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.plain import Style as PlainStyle
+from pybtex.style.labels import BaseLabelStyle
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
@@ -18,6 +21,23 @@ from sphinx.errors import ExtensionError
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 FIELD = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (\S.*)")  # of a dataclass, as its docstring lists them
 EXECUTED = re.compile(r"executed/([\w-]+)\.ipynb")
+
+
+class AuthorYearLabels(BaseLabelStyle):
+    """Labels of the bibliography as the text cites: "Dwork and Roth, 2014", "Abadi et al., 2016"."""
+
+    def format_labels(self, sorted_entries: Any) -> Any:
+        for entry in sorted_entries:
+            names = [" ".join([*one.prelast_names, *one.last_names]) for one in entry.persons["author"]]
+            whole = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
+            yield f"{whole}, {entry.fields['year']}".replace("{", "").replace("}", "")
+
+
+class AuthorYearStyle(PlainStyle):
+    default_label_style = AuthorYearLabels
+
+
+register_plugin("pybtex.style.formatting", "author_year", AuthorYearStyle)
 
 
 def set_repository(app: Sphinx, config: Config) -> None:
@@ -92,6 +112,18 @@ def plain_docstrings(app: Sphinx, what: str, name: str, thing: Any, options: Any
     lines[:] = written
 
 
+def readable_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Defaults as one would write them: what Python prints of a function is not Python, and such a signature is shown
+    as it is, with the names of all modules."""
+    if signature is not None:
+        signature = re.sub(r"<factory>|<function <lambda>>", "...", signature)
+        signature = re.sub(r"<(?:built-in )?function (\w+)(?: at 0x\w+)?>", r"\1", signature)
+        signature = signature.replace("PosixPath(", "Path(")
+    return signature, returned
+
+
 def skip_inherited(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
     """What another library puts into our classes is documented there."""
     return True if (getattr(thing, "__module__", None) or "dpldm").startswith("matplotlib") else None
@@ -116,6 +148,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for change in (point_at_sources, drop_thebe, set_language, correct_roles):
         app.connect("html-page-context", change, priority=900)  # after the theme
     app.connect("autodoc-process-docstring", plain_docstrings, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", readable_signature)
     app.connect("autodoc-skip-member", skip_inherited)
     app.connect("build-finished", write_first_page, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
