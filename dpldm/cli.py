@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpldm.experiment import Experiment
-    from dpldm.synthesis import SamplingSettings, SynthesisSettings
+    from dpldm.synthesis import SamplingSettings
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -67,7 +67,9 @@ def _run(given: argparse.Namespace) -> None:
 def _epsilon(given: argparse.Namespace) -> float | None:
     if given.non_private or given.noise_multiplier is not None:
         return None
-    return DEFAULT_EPSILON if given.epsilon is None else given.epsilon[0]
+    if given.epsilon is None:
+        return None if given.method in YARDSTICKS else DEFAULT_EPSILON
+    return given.epsilon[0]
 
 
 def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment":
@@ -96,23 +98,35 @@ def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment
     return replace(base, settings=_changed(base.settings, given), evaluation=scoring)
 
 
-def _changed(settings: "SynthesisSettings", given: argparse.Namespace) -> "SynthesisSettings":
-    """The profile's settings with what was said on the command line."""
+def _changed(settings: Any, given: argparse.Namespace) -> Any:
+    """The profile's settings with what was said on the command line, as far as the method has such settings."""
     from dataclasses import replace
 
-    compression = settings.compression
+    def needs(part: str, option: str) -> Any:
+        if not hasattr(settings, part):
+            raise ValueError(f"{option} does not apply to method {given.method!r}: leave it out, or choose another")
+        return getattr(settings, part)
+
     if given.compressor is not None:
-        compression = replace(compression, kind=given.compressor)
-    fit = settings.fit if given.batch is None else replace(settings.fit, batch=given.batch)
-    return replace(settings, compression=compression, fit=fit, sampling=_sampling(settings.sampling, given))
+        settings = replace(settings, compression=replace(needs("compression", "--compressor"), kind=given.compressor))
+    if given.batch is not None:
+        settings = replace(settings, fit=replace(needs("fit", "--batch"), batch=given.batch))
+    if sampling := _sampling(settings, given, given.method):
+        settings = replace(settings, sampling=sampling)
+    return settings
 
 
-def _sampling(sampling: "SamplingSettings", given: argparse.Namespace) -> "SamplingSettings":
+def _sampling(settings: Any, given: argparse.Namespace, method: str) -> "SamplingSettings | None":
+    """The settings' sampling with what was said on the command line; None for a method without a sampler."""
     from dataclasses import replace
 
-    said = {name: getattr(given, name) for name in ("sampler", "guidance")}
-    said["steps"] = given.sampling_steps
-    return replace(sampling, **{name: value for name, value in said.items() if value is not None})
+    asked = {name: getattr(given, name) for name in ("sampler", "guidance")} | {"steps": given.sampling_steps}
+    said = {name: value for name, value in asked.items() if value is not None}
+    if not hasattr(settings, "sampling"):
+        if said:
+            raise ValueError(f"method {method!r} has no sampler: leave out what is said about its {', '.join(said)}")
+        return None
+    return replace(settings.sampling, **said)
 
 
 # --- sample, evaluate -------------------------------------------------------------------------------------------------
@@ -127,7 +141,7 @@ def _sample(given: argparse.Namespace) -> None:
         raise ValueError(f"{given.out}: expected a file name that ends in .npz: rename it")
     saved = experiment.load_synthesizer(given.model, experiment.choose_device(given.device))
     labels = _labels(given.labels, given.n, saved.class_names)
-    sampling = _sampling(saved.settings.sampling, given)
+    sampling = _sampling(saved.settings, given, saved.method)
     said = experiment.statement(saved.privacy)
     results.check_writable(given.out.parent)
     seed = saved.seed if given.seed is None else given.seed
@@ -224,20 +238,25 @@ def _privacy(given: argparse.Namespace) -> None:
     from dpldm import privacy, results
 
     path = given.record if given.record.exists() else RECORDS / given.record
-    record = results.read(path)
-    said, ledger = privacy.statement(record["privacy"]), privacy.from_record(record["privacy"])
-    print(f"{path.name}\n{said['claim']}")
-    print(f"Neighbours: {said['relation']}. Sampling: {said['sampling']}. Public: {', '.join(said['public'])}.")
-    print("It holds if:", *said["assumptions"], sep="\n  - ")
-    print("Mechanisms:")
-    for mechanism in ledger.mechanisms:
-        print(
-            f"  {mechanism.stage:<12} {mechanism.name:<24} noise multiplier {mechanism.noise_multiplier:.4g}, "
-            f"sample rate {mechanism.sample_rate:.4g}, {mechanism.steps} × sensitivity {mechanism.sensitivity:.4g}"
-        )
-    names: dict[privacy.Accountant, str] = {"prv": "PRV (reported)", "rdp": "RDP (looser)", "pld": "PLD (independent)"}
-    for accountant, name in names.items():
-        print(f"ε by {name:<18} {ledger.epsilon(said['delta'], accountant):.4f} at δ = {said['delta']:g}")
+    print(path.name, *privacy.in_words(results.read(path)["privacy"]), sep="\n")
+
+
+def _audit(given: argparse.Namespace) -> None:
+    from dpldm import audit, data
+    from dpldm.experiment import PROFILES, settings_for
+    from dpldm.privacy import PrivacyError, PrivacySpec
+
+    if given.profile not in PROFILES:
+        raise ValueError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")
+    spec = PrivacySpec(given.epsilon, given.delta)
+    train = data.load(given.dataset, "train")
+    limit = PROFILES[given.profile].limit or len(train)
+    examples = audit.Examples(train.images[:limit], train.labels[:limit], train.num_classes)
+    settings = settings_for(given.profile, given.dataset, given.epsilon)
+    found = audit.audit_method(examples, settings, spec, given.seed, given.canaries)
+    print(f"{given.dataset}, {given.profile}, seed {given.seed}", *audit.in_words(found), sep="\n")
+    if found.contradicted:
+        raise PrivacyError(f"the audit disproves ε = {found.epsilon_claimed:.4g}: don't release, look for the mistake")
 
 
 # --- sweep, book ------------------------------------------------------------------------------------------------------
@@ -321,6 +340,10 @@ def _progress() -> Any:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 RECORDS, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("runs"), 10.0
+# The names in `dpldm.experiment.METHODS`; a test holds the two together. YARDSTICKS take no ε.
+YARDSTICKS = ("real", "non-private")
+METHODS = ("dpldm", "non-private")
+ABOUT_METHODS = f"{', '.join(METHODS)} (default dpldm); {' and '.join(YARDSTICKS)} are yardsticks without privacy"
 
 
 def _epsilon_or_none(text: str) -> tuple[float | None]:
@@ -350,6 +373,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_book(command("book", _book, "Execute the notebooks that need it and build the site of the book."))
     shown = command("privacy", _privacy, "Say what a record's privacy means, with ε by three accountants.")
     shown.add_argument("record", type=Path, metavar="RECORD", help="a record, or its name in book/records")
+    _add_audit(command("audit", _audit, "Attack a fit on a public data set: a lower bound on ε, to hold to the claim."))
     return parser
 
 
@@ -367,7 +391,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--secure", action="store_true", help="noise from the operating system, not from the seed")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default 0)")
     run.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
-    run.add_argument("--method", default="dpldm", metavar="NAME", help="default dpldm")
+    run.add_argument("--method", default="dpldm", metavar="NAME", help=ABOUT_METHODS)
     run.add_argument(
         "--compressor", metavar="NAME", help="stage 1: pca, refined-pca, autoencoder or public-autoencoder"
     )
@@ -423,14 +447,25 @@ def _add_data(data: argparse.ArgumentParser) -> None:
     data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist")
 
 
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("--dataset", default="mnist", metavar="NAME", help="mnist (default) or fashion_mnist")
+    audit.add_argument("--epsilon", type=float, default=DEFAULT_EPSILON, metavar="E", help="total ε (default 10)")
+    audit.add_argument("--delta", type=float, default=1e-5, metavar="D", help="δ, below 1/N (default 1e-5)")
+    audit.add_argument("--seed", type=int, default=0, metavar="N", help="of the fit and the coins (default 0)")
+    audit.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
+    audit.add_argument("--canaries", type=int, default=400, metavar="N", help="examples to hide (default 400)")
+
+
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:
-    sweep.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help="mnist, fashion_mnist or both")
+    sweep.add_argument(
+        "--dataset", nargs="+", default=["mnist"], metavar="NAME", help="mnist (default), fashion_mnist or both"
+    )
     sweep.add_argument("--epsilon", nargs="+", type=float, required=True, metavar="E", help="total budgets ε")
     sweep.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each: seeds 0 to N-1 (default 1)")
     sweep.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
-    sweep.add_argument("--method", nargs="+", default=["dpldm"], metavar="NAME", help="default dpldm")
+    sweep.add_argument("--method", nargs="+", default=["dpldm"], metavar="NAME", help=ABOUT_METHODS)
     sweep.add_argument("--delta", type=float, default=1e-5, metavar="D", help="δ, below 1/N (default 1e-5)")
-    sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: half of the cores)")
+    sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one for each core)")
     sweep.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of records (default {RECORDS})")
     sweep.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages (default {RUNS})")
 

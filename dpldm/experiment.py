@@ -16,16 +16,16 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from dpldm import data as datasets
 from dpldm import evaluation, privacy, results
-from dpldm.compression import CompressionSettings, PCASettings, RefinedPCASettings
+from dpldm.compression import CompressionSettings, Compressor, PCASettings, RefinedPCASettings
 from dpldm.data import ImageData
 from dpldm.evaluation import EVALUATION, EvaluationSettings
 from dpldm.mixture import MixtureSettings
@@ -72,8 +72,25 @@ class Synthesizer(Protocol):
     def restore(self, stage: str, state: dict[str, Tensor]) -> None: ...
 
 
-# name → constructor from (image shape, number of classes, settings, budget or None, seed, device)
-METHODS: dict[str, Callable[..., Synthesizer]] = {LatentDiffusion.method: LatentDiffusion}
+class MethodSettings(Protocol):
+    """A method's settings: a frozen dataclass of numbers, texts, truth values and further such dataclasses."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is made.
+
+    build: from image shape, number of classes, settings, budget or None, seed and device.
+    settings: the type of its settings. choose: those of a profile, from its name, the data set's and ε or None.
+    private: False for a yardstick, which takes no budget and gives no privacy.
+    """
+
+    build: Callable[..., Synthesizer]
+    settings: type[Any]
+    choose: Callable[[str, str, float | None], Any]
+    private: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,12 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     return replace(chosen, mixture=one, compression=CompressionSettings(pca=few, refined=RefinedPCASettings(pca=few)))
 
 
+METHODS: dict[str, Method] = {
+    LatentDiffusion.method: Method(LatentDiffusion, SynthesisSettings, settings_for),
+    "non-private": Method(LatentDiffusion, SynthesisSettings, settings_for, private=False),
+}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One run, described. `replace(base, epsilon=1.0)` describes another one.
@@ -149,7 +172,7 @@ class Experiment:
     method: str = "dpldm"
     profile: str = "quick"
     seed: int = 0
-    settings: SynthesisSettings | None = None
+    settings: MethodSettings | None = None
     evaluation: EvaluationSettings | None = None
     n_synthetic: int | None = None
     test_data: Path | None = None
@@ -170,7 +193,20 @@ class Experiment:
             raise ExperimentError("expected a noise multiplier above 0, got 0: ask for a non-private run by its name")
         if self.n_synthetic is not None and self.n_synthetic < 1:
             raise ExperimentError(f"expected 1 or more synthetic images, got {self.n_synthetic}: raise the number")
-        _ = self.spec
+        self._check_method()
+
+    def _check_method(self) -> None:
+        method = METHODS[self.method]
+        if self.spec is not None and not method.private:
+            raise ExperimentError(
+                f"method {self.method!r} is a yardstick without privacy: expected no ε and no noise multiplier, got "
+                "one; leave it out (--epsilon none), or choose another method"
+            )
+        if self.settings is not None and not isinstance(self.settings, method.settings):
+            raise ExperimentError(
+                f"expected {method.settings.__name__} for method {self.method!r}, got {type(self.settings).__name__}: "
+                "give those of the method"
+            )
 
     @property
     def spec(self) -> PrivacySpec | None:
@@ -184,7 +220,7 @@ class Experiment:
         profile = PROFILES[self.profile]
         return replace(
             self,
-            settings=self.settings or settings_for(self.profile, str(self.dataset), self.epsilon),
+            settings=self.settings or METHODS[self.method].choose(self.profile, str(self.dataset), self.epsilon),
             evaluation=self.evaluation or profile.evaluation,
             n_synthetic=self.n_synthetic or profile.n_synthetic,
         )
@@ -248,7 +284,7 @@ class _Job:
     """A checked experiment with what it works on."""
 
     experiment: Experiment
-    settings: SynthesisSettings
+    settings: MethodSettings
     train: ImageData
     test: ImageData | None
     synthesizer: Synthesizer
@@ -274,7 +310,7 @@ def _prepare(experiment: Experiment, folders: Folders) -> _Job:
     assert experiment.n_synthetic is not None
     device = choose_device(experiment.device)
     train, test = _load(experiment, folders)
-    build = METHODS[experiment.method]
+    build = METHODS[experiment.method].build
     synthesizer = build(
         train.image_shape, train.num_classes, experiment.settings, experiment.spec, experiment.seed, device
     )
@@ -666,30 +702,33 @@ def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class SavedSynthesizer:
-    """A fitted synthesizer with what is known of it: ``privacy`` is that of its record."""
+    """A fitted synthesizer with what is known of it: ``settings`` are those of its method, ``privacy`` is that of its
+    record."""
 
     synthesizer: Synthesizer
-    settings: SynthesisSettings
+    settings: Any
     class_names: tuple[str, ...]
     privacy: dict[str, Any]
     seed: int
+    method: str = LatentDiffusion.method
 
 
 def _save(job: _Job, spent: dict[str, Any]) -> None:
     save_synthesizer(
         job.model_path,
-        SavedSynthesizer(job.synthesizer, job.settings, job.train.class_names, spent, job.experiment.seed),
-        job.experiment.method,
+        SavedSynthesizer(
+            job.synthesizer, job.settings, job.train.class_names, spent, job.experiment.seed, job.experiment.method
+        ),
         job.train.image_shape,
     )
 
 
-def save_synthesizer(path: Path, saved: SavedSynthesizer, method: str, shape: tuple[int, int, int]) -> None:
+def save_synthesizer(path: Path, saved: SavedSynthesizer, shape: tuple[int, int, int]) -> None:
     """Write a fitted synthesizer as one safetensors file: its tensors and, in the header, everything else.
 
     Args:
         path: must end in `.safetensors`.
-        method: a key of `METHODS`. shape: of an image, (C, H, W).
+        shape: of an image, (C, H, W).
 
     Raises:
         OSError: the folder can't be written; nothing is left behind.
@@ -699,7 +738,7 @@ def save_synthesizer(path: Path, saved: SavedSynthesizer, method: str, shape: tu
     tensors = {f"{stage}/{name}": value for stage, state in states.items() for name, value in state.items()}
     facts = {
         "schema": 1,
-        "method": method,
+        "method": saved.method,
         "image_shape": list(shape),
         "class_names": list(saved.class_names),
         "settings": asdict(saved.settings),
@@ -731,9 +770,12 @@ def load_synthesizer(path: Path | str, device: torch.device | str = "cpu") -> Sa
 
 
 def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device | str) -> SavedSynthesizer:
-    settings = from_json(SynthesisSettings, facts["settings"])
+    method = METHODS[facts["method"]]
+    if not method.private and facts["privacy"]["epsilon"] is not None:
+        raise ExperimentError(f"a claim of ε for the method {facts['method']!r}, which gives no privacy")
+    settings = from_json(method.settings, facts["settings"])
     shape, names, seed = tuple(facts["image_shape"]), tuple(facts["class_names"]), facts["seed"]
-    synthesizer = METHODS[facts["method"]](shape, len(names), settings, None, seed, device)
+    synthesizer = method.build(shape, len(names), settings, None, seed, device)
     for stage in synthesizer.stages:
         prefix = f"{stage}/"
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -741,15 +783,20 @@ def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.d
     one = next(iter(synthesizer.sample(torch.zeros(1, dtype=torch.int64), 0)))  # so that a wrong shape shows here
     if tuple(one.shape[1:]) != shape:
         raise ExperimentError(f"images of shape {tuple(one.shape[1:])} instead of {shape}")
-    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed)
+    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed, facts["method"])
 
 
 def sample(
-    saved: SavedSynthesizer, labels: Tensor, seed: int, sampling: SamplingSettings, progress: Progress | None = None
+    saved: SavedSynthesizer,
+    labels: Tensor,
+    seed: int,
+    sampling: SamplingSettings | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Images (N, C, H, W) in [0, 1] for ``labels`` (N,); post-processing, so it costs no privacy.
 
-    With the seed, labels and sampling settings of a run they are the images of that run.
+    With the seed, labels and sampling settings of a run (None: those it was saved with) they are the images of that
+    run.
     """
     batches: list[Tensor] = []
     for batch in saved.synthesizer.sample(labels, derived_seed(seed, "sampling"), sampling):
@@ -813,11 +860,12 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 @dataclass(frozen=True)
 class Validation:
     """How settings do on held-out training images: downstream ``accuracy`` in [0, 1], mean squared
-    ``reconstruction_error`` of stage 1 per pixel, latent ``dim`` and the ``seconds`` the fit took."""
+    ``reconstruction_error`` of stage 1 per pixel, latent ``dim`` (both None for a method without stage 1) and the
+    ``seconds`` the fit took."""
 
     accuracy: float
-    reconstruction_error: float
-    dim: int
+    reconstruction_error: float | None
+    dim: int | None
     seconds: float
 
 
@@ -836,21 +884,29 @@ def validate(
     assert experiment.evaluation is not None
     train, _ = _load(experiment, folders)
     rest, held_out = datasets.validation_split(train, share, derived_seed(experiment.seed, "validation"))
-    synthesizer = LatentDiffusion(
+    synthesizer = METHODS[experiment.method].build(
         train.image_shape, train.num_classes, experiment.settings, experiment.spec, experiment.seed
     )
+    synthesizer.check(len(rest))
+    guard = PrivateData(rest.images, rest.labels, rest.num_classes, Ledger())
     start = time.monotonic()
-    synthesizer.fit(PrivateData(rest.images, rest.labels, rest.num_classes, Ledger()))
+    for stage in synthesizer.stages:
+        for _ in synthesizer.fit_stage(stage, guard):
+            pass
     seconds = time.monotonic() - start
     labels = balanced_labels(experiment.n_synthetic // 3, train.num_classes)
     images = torch.cat(list(synthesizer.sample(labels, experiment.seed)))
     trained = evaluation.train_classifier(
         classifier, images, labels, train.num_classes, experiment.evaluation, seed=experiment.seed
     )
-    decoded = synthesizer.compressor.decode(synthesizer.compressor.encode(held_out.images))
+    compressor: Compressor | None = getattr(synthesizer, "compressor", None)
+    error = None
+    if compressor is not None:
+        decoded = compressor.decode(compressor.encode(held_out.images))
+        error = (decoded - held_out.images).square().mean().item()
     return Validation(
         accuracy=evaluation.accuracy(trained.network, held_out.images, held_out.labels),
-        reconstruction_error=(decoded - held_out.images).square().mean().item(),
-        dim=synthesizer.compressor.dim,
+        reconstruction_error=error,
+        dim=None if compressor is None else compressor.dim,
         seconds=seconds,
     )

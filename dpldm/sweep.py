@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpldm import results
-from dpldm.experiment import Experiment, Folders, check, duration
+from dpldm.experiment import METHODS, Experiment, Folders, check, duration
 
 Say = Callable[[str], None]
 HERE = Folders()
+MEMORY = 3 * 2**30  # bytes that a run of the quick profile may need
 
 
 class SweepError(ValueError):
@@ -48,12 +49,18 @@ class Sweep:
 
     @property
     def experiments(self) -> list[Experiment]:
-        """Its runs, without repetition; the first seed of all of them comes first."""
+        """Its runs, without repetition; the first seed of all of them comes first. A yardstick is made once, without
+        any ε."""
         described = itertools.product(range(self.seeds), self.datasets, self.methods, self.epsilons)
         return list(
             dict.fromkeys(
                 Experiment(
-                    dataset=dataset, epsilon=epsilon, delta=self.delta, method=method, profile=self.profile, seed=seed
+                    dataset=dataset,
+                    epsilon=None if method in METHODS and not METHODS[method].private else epsilon,
+                    delta=self.delta,
+                    method=method,
+                    profile=self.profile,
+                    seed=seed,
                 )
                 for seed, dataset, method, epsilon in described
             )
@@ -82,7 +89,8 @@ class _Run:
     @property
     def name(self) -> str:
         asked = self.experiment
-        return f"{asked.dataset} {asked.method} ε = {asked.epsilon:g} seed {asked.seed}"
+        budget = "not private" if asked.epsilon is None else f"ε = {asked.epsilon:g}"
+        return f"{asked.dataset} {asked.method} {budget} seed {asked.seed}"
 
     def last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.exists() else []
@@ -93,7 +101,7 @@ def command(experiment: Experiment, folders: Folders) -> list[str]:
     """What makes one run of a sweep: `dpldm run` with its settings."""
     asked = {
         "--dataset": experiment.dataset,
-        "--epsilon": repr(experiment.epsilon),
+        "--epsilon": "none" if experiment.epsilon is None else repr(experiment.epsilon),
         "--delta": repr(experiment.delta),
         "--method": experiment.method,
         "--profile": experiment.profile,
@@ -114,7 +122,8 @@ def run(
     """Make all runs of a sweep that have no record. One that fails does not stop the others.
 
     Args:
-        workers: runs at a time; None for half of the cores. The cores are shared out among them.
+        workers: runs at a time; None for one for each core, as far as the memory holds. The cores are shared out among
+            them.
         say: told of every run that is skipped, starts or ends.
         command: makes the run of an experiment, in a process.
 
@@ -125,7 +134,7 @@ def run(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is not None and workers < 1:
         raise SweepError(f"expected 1 or more workers, got {workers}: raise the number")
-    workers = workers or max(1, cores // 2)
+    workers = workers or max(1, min(cores, _memory() // MEMORY))
     planned = _planned(sweep, folders)
     for recorded in [one for one in planned if one.record.exists()]:
         say(f"{recorded.name}: recorded earlier, {recorded.record.name}")
@@ -152,6 +161,11 @@ def run(
         _stop(at_work)
         raise KeyboardInterrupt("stopped; finished runs and stages are kept, run the same command to go on") from None
     return Outcome(tuple(one.record for one in planned), tuple(failed))
+
+
+def _memory() -> int:
+    """Bytes of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _planned(sweep: Sweep, folders: Folders) -> list[_Run]:
