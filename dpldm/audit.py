@@ -9,6 +9,7 @@ They don't know the noise. A canary that is left out adds nothing while the publ
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from dpldm.training import FitSettings
 CONFIDENCE = 0.95
 _SHARES = (0.02, 0.1, 0.4, 1.0)  # of canaries on which a one-run attacker guesses; fixed before the scores are seen
 _LARGEST_EPSILON = 40.0
+_ANOTHER_SEED = 500_000_000  # of what the attacker makes himself: he does not know the seed of the run
 
 # --- lower bounds -----------------------------------------------------------------------------------------------------
 
@@ -321,10 +323,25 @@ class Examples:
 
 
 def guarded(examples: Examples, n: int) -> PrivateData:
-    """A guard around ``examples`` whose public number of images is ``n``, however many there are."""
+    """A guard around ``examples`` whose public number of images is ``n``, however many there are: the rest is blank.
+
+    Where a fit takes Poisson samples, it needs `_only_the_first` as well.
+    """
     guard = PrivateData(examples.images, examples.labels, examples.num_classes, Ledger())
     guard._len = n
     return guard
+
+
+@contextmanager
+def _only_the_first(present: int) -> Iterator[None]:
+    """Poisson samples inside the block skip all but the first images: the others are blank and add nothing to a sum."""
+    real = NoiseSource.poisson_mask
+
+    def poisson_mask(self: NoiseSource, n: int, sample_rate: float) -> Tensor:
+        return real(self, n, sample_rate) & (torch.arange(n) < present)
+
+    with patch.object(NoiseSource, "poisson_mask", poisson_mask):
+        yield
 
 
 def odd_images(n: int, shape: tuple[int, int, int], seed: int) -> Tensor:
@@ -369,21 +386,31 @@ def _evidence(
 
     def go(examples: Examples, answers: Sequence[Tensor] | None = None) -> tuple[list[Release], Ledger]:
         guard = guarded(examples, n)
-        with watched(answers) as seen:
+        with watched(answers) as seen, _only_the_first(len(examples)):
             fit(guard, NoiseSource.seeded(seed))
         return seen, guard.ledger
 
     releases, ledger = go(taking_part)
     answers = [release.released for release in releases]
-    background, _ = go(known, answers)
-    alone = [go(canaries[i : i + 1], answers)[0] for i in range(len(canaries))]
+    background = _values(go(known, answers)[0])
+    alone = [_values(go(canaries[i : i + 1], answers)[0]) for i in range(len(canaries))]
+    return _weigh(releases, ledger, background, alone)
+
+
+def _values(releases: Sequence[Release]) -> list[Tensor]:
+    return [release.value.flatten() for release in releases]
+
+
+def _weigh(
+    releases: Sequence[Release], ledger: Ledger, background: list[Tensor], alone: list[list[Tensor]]
+) -> dict[str, _Evidence]:
     names = [m.name for m in ledger.mechanisms if m.sample_rate == 1 for _ in range(m.steps)]
     names += ["not in the ledger"] * (len(releases) - len(names))
     found: dict[str, _Evidence] = {}
     for j, (name, release) in enumerate(zip(names, releases, strict=True)):
         std = release.sensitivity * max(release.noise_multiplier, 1e-6)
-        signal = torch.stack([seen[j].value.flatten() for seen in alone]).double() / std
-        rest = (release.released.flatten().double() - background[j].value.flatten().double()) / std
+        signal = torch.stack([values[j] for values in alone]).double() / std
+        rest = (release.released.flatten().double() - background[j].double()) / std
         one = _Evidence(signal @ signal.T, signal @ rest)
         for key in (name, "all"):
             before = found.get(key)
@@ -529,19 +556,29 @@ def roc(members: Tensor, others: Tensor) -> Roc:
 
 
 def model_in_one_run(
-    fit: Callable[[Examples], LatentDiffusion], known: Examples, canaries: Examples, seed: int
+    fit: Callable[[Examples, int], LatentDiffusion], known: Examples, canaries: Examples, seed: int
 ) -> dict[str, CanaryScores]:
     """Canaries for a whole method: those whose coin says yes join the training images; one run, for `one_run_bound`.
 
     The attacker has the saved model and nothing else. "loss": how much better the model fits a canary than one fitted
     without any canary. "moments": which canaries explain, by least squares, what the mixture in the model says about
-    the counts, sums and second moments of its classes beyond those of the known images.
+    the counts, sums and second moments of its classes beyond those of the known images. ``fit`` gets the images and a
+    seed; the attacker's own fit has another one, because nobody outside knows the noise.
     """
     included = coins(len(canaries), seed)
-    attacked, reference = fit(known + canaries[included]), fit(known)
+    attacked, reference = fit(known + canaries[included], seed), fit(known, seed + _ANOTHER_SEED)
+    n = len(known) + int(included.sum())
+    return _model_attacks(attacked, reference, known, canaries, included, n)
+
+
+def _model_attacks(
+    attacked: LatentDiffusion, reference: LatentDiffusion, known: Examples, canaries: Examples, included: Tensor, n: int
+) -> dict[str, CanaryScores]:
     losses = model_scores(attacked, canaries) - model_scores(reference, canaries)
-    moments = _moment_scores(attacked, known, canaries, len(known) + int(included.sum()))
-    return {"loss": CanaryScores(losses, included), "moments": CanaryScores(moments, included)}
+    return {
+        "loss": CanaryScores(losses, included),
+        "moments": CanaryScores(_moment_scores(attacked, known, canaries, n), included),
+    }
 
 
 def _moment_scores(synthesizer: LatentDiffusion, known: Examples, canaries: Examples, n: int) -> Tensor:
@@ -554,23 +591,159 @@ def _moment_scores(synthesizer: LatentDiffusion, known: Examples, canaries: Exam
     second = covariances + torch.einsum("ck,cki,ckj->cij", weights, means, means)
     blocks = torch.cat([torch.ones(len(totals), 1), torch.einsum("ck,cki->ci", weights, means), second.flatten(1)], 1)
 
-    def contributions(examples: Examples) -> Tensor:
-        latents = clip_rows(synthesizer.compressor.encode(examples.images), radius)
-        squares = (latents[:, :, None] * latents[:, None]).flatten(1)
-        one = torch.cat([torch.ones(len(latents), 1), latents, squares], dim=1)
-        hot = nn.functional.one_hot(examples.labels, examples.num_classes)
-        return (hot[:, :, None] * one[:, None]).flatten(1).double()
+    def extended(examples: Examples) -> Tensor:
+        latents = clip_rows(synthesizer.compressor.encode(examples.images), radius).double()
+        return torch.cat([torch.ones(len(latents), 1, dtype=latents.dtype), latents], dim=1)
 
-    signal = contributions(canaries)
-    background = torch.stack([contributions(part).sum(0) for part in _parts(known, 256)]).sum(0)
-    rest = (totals[:, None] * blocks).flatten().double() - background
+    def class_sums(examples: Examples) -> Tensor:
+        rows = [extended(examples)[examples.labels == c] for c in range(examples.num_classes)]
+        return torch.stack([torch.cat([row.sum(0), (row[:, 1:].T @ row[:, 1:]).flatten()]) for row in rows])
+
+    rows = extended(canaries)
+    one = torch.cat([rows, (rows[:, 1:, None] * rows[:, None, 1:]).flatten(1)], dim=1)
+    hot = nn.functional.one_hot(canaries.labels, canaries.num_classes)
+    signal = (hot[:, :, None] * one[:, None]).flatten(1)
+    rest = (totals[:, None] * blocks - class_sums(known)).flatten()
     gram = signal @ signal.T
     return _decode(_Evidence(gram, signal @ rest), 1e-3 * float(gram.diagonal().mean().sqrt())).float()
 
 
-def _parts(examples: Examples, size: int) -> Iterator[Examples]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]
+# --- the whole method, as it is run -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What several attacks on one fit prove together.
+
+    ``epsilon_claimed``: ε of the fit's own ledger. ``bounds``: attack → lower bound; with probability ``confidence``
+    over the run, none of them lies above the true ε. ``images``, ``canaries``: how many there were.
+    """
+
+    epsilon_claimed: float
+    delta: float
+    confidence: float
+    bounds: dict[str, LowerBound]
+    images: int
+    canaries: int
+    seconds: float
+
+    @property
+    def strongest(self) -> str:
+        """The attack that proves most."""
+        return max(self.bounds, key=lambda name: self.bounds[name].epsilon_lower)
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether any attack disproves the claim."""
+        return self.bounds[self.strongest].contradicts(self.epsilon_claimed)
+
+
+def audit_method(
+    examples: Examples,
+    settings: SynthesisSettings,
+    spec: PrivacySpec,
+    seed: int = 0,
+    canaries: int = 400,
+    confidence: float = CONFIDENCE,
+) -> Audit:
+    """Attack `LatentDiffusion` with the settings and the budget of a real run, by canaries in a single fit.
+
+    The last ``canaries`` of the images make way for odd ones, each with a random class, of which a fair coin decides
+    whether it takes part; a canary that does not is blank, so that the public number of images tells nothing. Attacks:
+
+    - on each full-batch mechanism, and on all of them together: the attacker sees what was released and knows all
+      images but the coins (`statistics_in_one_run`), and once more by one who doubts that there is noise;
+    - on each DP-SGD of the ledger: gradients of the clipping norm (`gradient_canaries`), 2,000 of them;
+    - on the saved model: "loss" and "moments" (`model_in_one_run`).
+
+    The confidence is divided among the attacks (Bonferroni). Seeds: ``seed`` of the fit, the coins and the canaries.
+
+    Raises:
+        PrivacyError: fewer than 20 canaries, or more than half of the images.
+        ValueError: settings and budget that can't work with that many images.
+    """
+    if not 20 <= canaries <= len(examples) // 2:
+        raise PrivacyError(
+            f"expected 20 canaries or more and at most half of {len(examples)} images, got {canaries}: choose others"
+        )
+    start, n = time.monotonic(), len(examples)
+    known = examples[: n - canaries]
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(examples.num_classes, (canaries,), generator=random)
+    _, channels, height, width = examples.images.shape
+    odd = Examples(odd_images(canaries, (channels, height, width), seed + 1), labels, examples.num_classes)
+    included = coins(canaries, seed + 2)
+
+    def build(seed: int) -> LatentDiffusion:
+        return LatentDiffusion((channels, height, width), examples.num_classes, settings, spec, seed)
+
+    def fitted(part: Examples, seed: int) -> tuple[LatentDiffusion, list[Release], Ledger]:
+        synthesizer, guard = build(seed), guarded(part, n)
+        with watched() as seen, _only_the_first(len(part)):
+            synthesizer.fit(guard)
+        return synthesizer, seen, guard.ledger
+
+    attacked, releases, ledger = fitted(known + odd[included], seed)
+    reference = fitted(known, seed + _ANOTHER_SEED)[0]
+    found = _model_attacks(attacked, reference, known, odd, included, len(known) + canaries // 2)
+    found = {f"saved model, {name}": scores for name, scores in found.items()}
+
+    answers = [release.released for release in releases]
+    replays = [_replay(build(seed), part, n, attacked, answers, ledger) for part in (known, *_ones(odd))]
+    evidence = _weigh(releases, ledger, replays[0], replays[1:])
+    evidence["all statistics"] = evidence.pop("all")
+    found |= {name: CanaryScores(_decode(one, 1.0).float(), included) for name, one in evidence.items()}
+    doubting = _decode(evidence["all statistics"], 0.01).float()
+    found["statistics, doubted"] = CanaryScores(doubting, included)
+    for mechanism in ledger.mechanisms:
+        if mechanism.sample_rate < 1:
+            found[mechanism.name] = gradient_canaries(mechanism, 2000, seed + 3)
+
+    each = 1 - (1 - confidence) / len(found)
+    bounds = {name: one_run_bound(scores, spec.delta, each) for name, scores in found.items()}
+    claimed, seconds = ledger.epsilon(spec.delta), time.monotonic() - start
+    return Audit(claimed, spec.delta, confidence, bounds, n, canaries, seconds)
+
+
+def in_words(found: Audit) -> list[str]:
+    """An audit for people: the claim, what each attack proves, the verdict and the time; one line each."""
+    lines = [
+        f"claimed: ε = {found.epsilon_claimed:.4g} at δ = {found.delta:g}; "
+        f"attacked with {found.canaries} canaries among {found.images:,} images",
+        f"proved, all lines together at {found.confidence:.0%} confidence:",
+    ]
+    for name, bound in found.bounds.items():
+        lines.append(f"  ε ≥ {bound.epsilon_lower:<6.3f} {name:<24} {bound.correct} of {bound.guesses} guesses right")
+    strongest = found.bounds[found.strongest].epsilon_lower
+    verdict = "above the claim: DISPROVED" if found.contradicted else "below the claim, which is not disproved"
+    return [*lines, f"lower bound: ε ≥ {strongest:.3f}, {verdict}", f"time: {found.seconds:.0f} s"]
+
+
+def _ones(examples: Examples) -> Iterator[Examples]:
+    for i in range(len(examples)):
+        yield examples[i : i + 1]
+
+
+def _replay(
+    synthesizer: LatentDiffusion,
+    part: Examples,
+    n: int,
+    attacked: LatentDiffusion,
+    answers: Sequence[Tensor],
+    ledger: Ledger,
+) -> list[Tensor]:
+    """What ``part`` alone puts into each full-batch mechanism of a run that releases ``answers``; no DP-SGD is done."""
+    last = 0
+    with watched(answers) as seen, _only_the_first(len(part)):
+        guard = guarded(part, n)
+        for stage in synthesizer.stages:
+            last += sum(m.steps for m in ledger.mechanisms if m.stage == stage and m.sample_rate == 1)
+            if len(seen) < last:
+                for _ in synthesizer.fit_stage(stage, guard):
+                    if len(seen) == last:
+                        break
+            synthesizer.restore(stage, attacked.state(stage))
+    return _values(seen)
 
 
 # --- three readings of the paper --------------------------------------------------------------------------------------

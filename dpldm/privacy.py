@@ -26,6 +26,7 @@ from torch import Tensor
 
 RELATION = "add or remove one image with its label"
 PUBLIC = ("number of images", "image shape", "value range [0, 1]", "number of classes", "settings of the run")
+FIRST_STAGE = "compression"
 MINIMUM_EPSILON = 0.01
 """Smallest ε that may be asked for: below it the accountants are not tested and the noise drowns everything."""
 
@@ -249,7 +250,8 @@ class Ledger:
     """Every mechanism that touched private data, in order; entries can be added and never removed.
 
     Guarantee: the run is (`epsilon`, δ) private under add-or-remove-one if every use of private data is an entry and
-    each entry is what it says (see `Mechanism`); mechanisms may be chosen by the results of earlier ones.
+    each entry is what it says (see `Mechanism`). What a mechanism computes may depend on the results of earlier ones;
+    its noise multiplier, sample rate and steps may not, and neither may the decision to run it at all.
     """
 
     def __init__(self, mechanisms: Iterable[Mechanism] = ()) -> None:
@@ -452,6 +454,59 @@ def calibrate(fixed: Sequence[Mechanism], template: Mechanism, epsilon: float, d
     while excess(log_noise) > 0:  # the root may lie on the unsafe side
         log_noise += half / 2
     return replace(template, noise_multiplier=math.exp(log_noise))
+
+
+def budget_shares(ledger: Ledger, delta: float) -> list[float]:
+    """Each mechanism's share of the budget, in the order of the ledger: numbers from 0 to 1 that sum to 1.
+
+    ε does not add up, 1/σ² does: a mechanism counts as the one Gaussian on all images that has the same ε at δ.
+
+    Args:
+        ledger: at least one mechanism, all with noise.
+        delta: δ in (0, 1).
+
+    >>> [round(share, 2) for share in budget_shares(Ledger([Mechanism("a", "s", 2.0), Mechanism("b", "s", 4.0)]), 1e-5)]
+    [0.8, 0.2]
+    """
+    _require(math.isfinite(ledger.epsilon(delta)) and bool(ledger.mechanisms), "mechanisms with noise", ledger)
+    precisions = []
+    for mechanism in ledger.mechanisms:
+        alone = Ledger([mechanism]).epsilon(delta)
+        precisions.append(gaussian_noise_multiplier(alone, delta) ** -2 if alone > 0 else 0.0)
+    return [precision / max(math.fsum(precisions), 1e-300) for precision in precisions]
+
+
+def replace_one_epsilon(ledger: Ledger, delta: float) -> float:
+    """An upper bound on ε of the ledger where neighbours *replace* one image instead of adding or removing it.
+
+    To replace is to remove and to add: the definition, applied twice, makes (2ε, (1 + e^ε) δ') of (ε, δ'). The bound
+    takes a δ' with (1 + e^ε(δ')) δ' <= δ; infinite after a noiseless mechanism.
+    """
+    _require(_is_number(delta) and 0 < delta < 1, "delta between 0 and 1", delta)
+    epsilon = ledger.epsilon(delta)
+    while math.isfinite(epsilon):
+        smaller = 0.9 * delta / (1 + math.exp(min(epsilon, 600.0)))
+        previous, epsilon = epsilon, ledger.epsilon(smaller)
+        if (1 + math.exp(min(epsilon, 600.0))) * smaller <= delta:
+            return 2 * epsilon
+        epsilon = max(epsilon, previous)
+    return math.inf
+
+
+def with_more_epochs(ledger: Ledger, epochs: int) -> Ledger:
+    """The same ledger if its last subsampled mechanism had run ``epochs`` (1 or more) longer at the same noise; an
+    epoch is as many steps as see every image once on average.
+
+    Raises:
+        PrivacyError: no mechanism takes samples.
+    """
+    mechanisms = list(ledger.mechanisms)
+    last = max((i for i, mechanism in enumerate(mechanisms) if mechanism.sample_rate < 1), default=None)
+    if last is None:
+        raise PrivacyError("expected a mechanism with a sample rate below 1, got none: there are no epochs to add")
+    more = epochs * max(1, round(1 / mechanisms[last].sample_rate))
+    mechanisms[last] = replace(mechanisms[last], steps=mechanisms[last].steps + more)
+    return Ledger(mechanisms)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -689,6 +744,7 @@ def to_record(spec: PrivacySpec, ledger: Ledger) -> dict[str, Any]:
         "delta": spec.delta,
         "relation": RELATION,
         "accountant": spent.accountant,
+        "secure_mode": spec.secure_mode,
         "mechanisms": [asdict(mechanism) for mechanism in ledger.mechanisms],
     }
 
@@ -711,44 +767,90 @@ def from_record(record: Mapping[str, Any]) -> Ledger:
 def statement(record: Mapping[str, Any]) -> dict[str, Any]:
     """What may be said about a release, from its ``privacy`` object: machine-readable, with plain words in ``claim``.
 
-    ε is computed again from the mechanisms, so an edited record is not believed.
+    ε is computed again from the mechanisms, so an edited record is not believed. Nor is one that charges stage 1 alone:
+    a private encoder does not make the latents private (reading A of the paper).
 
     Returns:
         ``epsilon``, ``delta``, ``relation``, ``accountant``, ``sampling``, ``public``, ``mechanisms`` (names),
-        ``claim`` and ``assumptions`` (sentences).
+        ``noise`` ("secure", "seeded" or "unknown"), ``claim`` and ``assumptions`` (sentences).
 
     Raises:
-        PrivacyError: ε is null, no mechanism is listed, or ε is smaller than the mechanisms allow.
+        PrivacyError: ε is null, no mechanism or only stage 1 is listed, or ε is smaller than the mechanisms allow.
     """
     ledger = from_record(record)
     epsilon, delta = record.get("epsilon"), record.get("delta")
     if epsilon is None or not ledger.mechanisms:
         raise PrivacyError("this run is not differentially private (epsilon is null or no mechanism is listed)")
+    if all(mechanism.stage == FIRST_STAGE for mechanism in ledger.mechanisms):
+        raise PrivacyError(
+            f"only stage {FIRST_STAGE!r} is charged: a private encoder does not make the latents private, and what is "
+            "trained on them without a mechanism is not either; such a run can't be called private"
+        )
     _require(_is_number(epsilon) and epsilon >= 0, "epsilon of 0 or more in the record", epsilon)
     if not isinstance(delta, float):
         raise PrivacyError(f"expected delta between 0 and 1 in the record, got {delta!r}")
     recomputed = ledger.epsilon(delta)
     if recomputed > epsilon * (1 + 1e-6):
         raise PrivacyError(f"the record claims epsilon={epsilon:g}, but its mechanisms spend {recomputed:g}")
+    noise = {True: "secure", False: "seeded"}.get(record.get("secure_mode", "?"), "unknown")
     return {
         "epsilon": epsilon,
         "delta": delta,
         "relation": RELATION,
         "accountant": record.get("accountant"),
+        "noise": noise,
         "sampling": "Poisson: each image takes part in a step independently",
         "public": list(PUBLIC),
         "mechanisms": [mechanism.name for mechanism in ledger.mechanisms],
         "claim": (
-            f"Adding or removing any one image with its label changes the probability of any output by at most a "
-            f"factor e^{epsilon:.4g} = {math.exp(min(epsilon, 700.0)):.4g}, except with probability {delta:g}."
+            f"Adding or removing any one image with its label raises the probability of any outcome at most to "
+            f"e^{epsilon:.4g} = {math.exp(min(epsilon, 700.0)):.4g} times what it was, plus {delta:g}."
         ),
         "assumptions": [
             "Every use of the private images is one of the listed mechanisms.",
             "It protects single images, not everything one person contributed.",
-            "The noise is secret: a run with a known seed protects nobody.",
-            "Noise is floating point, an approximation of the real numbers of the proof.",
+            {
+                "secure": "The noise is secret: it came from the operating system's cryptographic generator.",
+                "seeded": "The noise is secret: it was SEEDED, so who knows or guesses the seed can remove it.",
+                "unknown": "The noise is secret: a run with a known seed protects nobody.",
+            }[noise],
+            "Noise and sums are floating point, an approximation of the real numbers of the proof.",
+            "Settings were fixed without a look at these images; other runs on them are charged on top.",
         ],
     }
+
+
+def in_words(record: Mapping[str, Any]) -> list[str]:
+    """What a ``privacy`` object means, for people: lines with the claim, its assumptions, every mechanism with its
+    share of the budget, ε by three accountants and under replaced images, and what one more epoch would cost.
+
+    Raises:
+        PrivacyError: as `statement`.
+    """
+    said, ledger = statement(record), from_record(record)
+    delta = said["delta"]
+    lines = [
+        said["claim"],
+        f"Neighbours: {said['relation']}. Sampling: {said['sampling']}. Public: {', '.join(said['public'])}.",
+        "It holds if:",
+        *(f"  - {assumption}" for assumption in said["assumptions"]),
+        "Mechanisms, and their shares of the budget (of 1/σ²):",
+    ]
+    for mechanism, share in zip(ledger.mechanisms, budget_shares(ledger, delta), strict=True):
+        lines.append(
+            f"  {mechanism.stage:<12} {mechanism.name:<24}{share:4.0%}  "
+            f"noise multiplier {mechanism.noise_multiplier:.4g}, sample rate {mechanism.sample_rate:.4g}, "
+            f"{mechanism.steps} × sensitivity {mechanism.sensitivity:.4g}"
+        )
+    lines += [
+        f"ε by PRV (reported)     {ledger.epsilon(delta):.4f} at δ = {delta:g}",
+        f"ε by PLD (independent)  {ledger.epsilon(delta, 'pld'):.4f}",
+        f"ε by RDP (looser)       {ledger.epsilon(delta, 'rdp'):.4f}",
+        f"ε if neighbours replace one image instead: at most {replace_one_epsilon(ledger, delta):.4f}",
+    ]
+    if any(mechanism.sample_rate < 1 for mechanism in ledger.mechanisms):
+        lines.append(f"ε after one more epoch  {with_more_epochs(ledger, 1).epsilon(delta):.4f} at the same noise")
+    return lines
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@
 
 # %%
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -36,12 +35,15 @@ from dpldm.privacy import (
     Ledger,
     Mechanism,
     PrivacySpec,
+    budget_shares,
     calibrate,
     from_record,
     gaussian_epsilon,
     gaussian_noise_multiplier,
+    replace_one_epsilon,
     statement,
     to_record,
+    with_more_epochs,
 )
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
@@ -151,17 +153,11 @@ plots.curves(steps, lines, "steps", "ε (δ as above)", "Three accountants", "xy
 #   that has the same ε alone.
 # - **leave one out**: by how much would ε fall without the mechanism? Divided by the sum of all such falls.
 
-
 # %%
-def precision(mechanism: Mechanism) -> float:
-    """1/σ² of the Gaussian mechanism that has the same ε."""
-    return gaussian_noise_multiplier(Ledger([mechanism]).epsilon(delta), delta) ** -2
-
-
 mechanisms = ledger.mechanisms
-precisions = [precision(mechanism) for mechanism in mechanisms]
 falls = [answers["prv"] - Ledger(m for m in mechanisms if m is not left).epsilon(delta) for left in mechanisms]
-shares = pd.DataFrame({"share of 1/σ²": precisions, "leave one out": falls}, index=[m.name for m in mechanisms])
+columns = {"share of 1/σ²": budget_shares(ledger, delta), "leave one out": falls}
+shares = pd.DataFrame(columns, index=[m.name for m in mechanisms])
 shares = shares / shares.sum()
 shares.round(3)
 
@@ -175,13 +171,11 @@ plots.budget_split(privacy, shares["leave one out"].tolist())
 # another epoch costs, but it is never free:
 
 # %%
-gradients = mechanisms[-1]
-epoch = max(1, round(1 / gradients.sample_rate))
 extra = [0, 1, 2, 5, 10] if profile != "smoke" else [0, 1, 2]
-longer = [[*mechanisms[:-1], replace(gradients, steps=gradients.steps + more * epoch)] for more in extra]
-costs = [Ledger(each).epsilon(delta) for each in longer]
+costs = [(with_more_epochs(ledger, more) if more else ledger).epsilon(delta) for more in extra]
+sampled = [mechanism for mechanism in mechanisms if mechanism.sample_rate < 1][-1]
 glue("epoch_cost", costs[1] - costs[0], display=False)
-glue("epochs_run", gradients.steps / epoch, display=False)
+glue("epochs_run", sampled.steps * sampled.sample_rate, display=False)
 
 # %% mystnb={"figure": {"caption": "What the run would have spent with more epochs of DP-SGD at the same noise.", "name": "fig-epochs"}, "image": {"alt": "Epsilon rises with the number of additional epochs, in an almost straight line that bends down slightly."}}
 plots.curves(extra, {"whole run": costs}, "additional epochs", "ε", "One more epoch")
@@ -202,10 +196,7 @@ plots.curves(extra, {"whole run": costs}, "additional epochs", "ε", "One more e
 # moments do better: $\lVert zz^\top - ww^\top \rVert \le \sqrt 2$.) Compare ε only under the same neighbours.
 
 # %%
-stricter = delta
-for _ in range(6):  # δ' with (1 + e^ε(δ')) δ' = δ, from below
-    stricter = delta / (1 + 2.7182818 ** ledger.epsilon(stricter))
-replaced = 2 * ledger.epsilon(stricter)
+replaced = replace_one_epsilon(ledger, delta)
 noise_multiplier = gaussian_noise_multiplier(epsilon, delta)
 replaced_gaussian = gaussian_epsilon(noise_multiplier / 2, delta)
 glue("replaced", replaced, display=False)
@@ -226,8 +217,7 @@ both = Ledger([*mechanisms, *mechanisms]).epsilon(delta)
 glue("both", both, display=False)
 
 # %% [markdown]
-# ε = {glue:text}`both:.2f` together. (And their noise must be independent: two runs with the same seed share it, and the difference
-# of their releases has none.) [The next page](audit.ipynb) looks for such mistakes from the outside.
+# ε = {glue:text}`both:.2f` together, provided that nobody knows the seeds of their noise. [The next page](audit.ipynb) looks for such mistakes from the outside.
 #
 # ## What we now know
 #

@@ -126,8 +126,8 @@ plots.image_rows({"canaries": strange[:8]}, "Odd on purpose", "")
 def audited(name: str) -> audit.LowerBound:
     """The larger of both attacks' lower bounds on a reading's ε, from one run."""
 
-    def released(examples: Examples) -> audit.LatentDiffusion:
-        return audit.reading(name, examples, little, PrivacySpec(claim, delta), seed + 5).synthesizer
+    def released(examples: Examples, seed: int) -> audit.LatentDiffusion:
+        return audit.reading(name, examples, little, PrivacySpec(claim, delta), seed).synthesizer
 
     found = audit.model_in_one_run(released, known, canaries, seed + 3)
     return max((audit.one_run_bound(scores, delta) for scores in found.values()), key=lambda bound: bound.epsilon_lower)

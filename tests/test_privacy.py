@@ -610,6 +610,7 @@ def test_record_has_the_agreed_keys_and_comes_back(record):
         "delta",
         "relation",
         "accountant",
+        "secure_mode",
         "mechanisms",
     }
     assert set(record["mechanisms"][0]) == {
@@ -669,6 +670,112 @@ def test_statement_says_what_is_guaranteed(record):
     assert f"e^{record['epsilon']:.4g}" in said["claim"]
     assert "1e-05" in said["claim"]
     assert said["mechanisms"] == ["counts", "network"]
+
+
+@pytest.mark.parametrize(("written", "noise"), [(True, "secure"), (False, "seeded"), (None, "unknown")])
+def test_statement_says_where_the_noise_came_from(record, written, noise):
+    if written is None:
+        del record["secure_mode"]  # as in records of earlier versions
+    else:
+        record["secure_mode"] = written
+    said = statement(record)
+    assert said["noise"] == noise
+    assert ("can remove it" in " ".join(said["assumptions"])) == (noise == "seeded")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_record_keeps_where_the_noise_came_from(secure):
+    spec = PrivacySpec(epsilon=10.0, secure_mode=secure)
+    assert statement(to_record(spec, Ledger([Mechanism("sums", "diffusion", 2.0)])))["noise"] == (
+        "secure" if secure else "seeded"
+    )
+
+
+def test_statement_refuses_reading_a():
+    """Only the encoder is charged: what is trained on its latents is not private, whatever the ledger adds up to."""
+    encoder = Ledger([Mechanism("image mean", "compression", 9.0), Mechanism("second moments", "compression", 4.0)])
+    written = to_record(PrivacySpec(epsilon=10.0), encoder)
+    with pytest.raises(PrivacyError, match="a private encoder does not make the latents private"):
+        statement(written)
+    honest = Ledger([*encoder.mechanisms, Mechanism("latent sums", "diffusion", 4.0)])
+    assert statement(to_record(PrivacySpec(epsilon=10.0), honest))["epsilon"] > written["epsilon"]
+
+
+def test_a_ledger_with_a_free_look_becomes_no_record():
+    """The true ledger of reading A: the latents are read without noise."""
+    book = Ledger([Mechanism("image mean", "compression", 9.0), Mechanism("latent sums", "diffusion", 0.0)])
+    with pytest.raises(PrivacyError, match="spent epsilon=inf, more than the target"):
+        to_record(PrivacySpec(epsilon=10.0), book)
+
+
+def test_statement_in_words_has_the_whole_ledger(record):
+    lines = privacy.in_words(record)
+    text, book = "\n".join(lines), from_record(record)
+    said = statement(record)
+    assert lines[0] == said["claim"]
+    for part in (said["relation"], said["sampling"], *said["public"], *said["assumptions"]):
+        assert part in text
+    for entry, share in zip(book.mechanisms, privacy.budget_shares(book, DELTA), strict=True):
+        (line,) = [line for line in lines if f" {entry.name} " in line]
+        assert f"{share:.0%}" in line
+        assert (
+            f"noise multiplier {entry.noise_multiplier:g}, sample rate {entry.sample_rate:g}, {entry.steps} ×" in line
+        )
+    for accountant in ("prv", "pld", "rdp"):
+        (line,) = [line for line in lines if f"by {accountant.upper()} " in line]
+        assert f"{book.epsilon(DELTA, accountant):.4f}" in line
+    assert f"{privacy.replace_one_epsilon(book, DELTA):.4f}" in text
+    assert f"{privacy.with_more_epochs(book, 1).epsilon(DELTA):.4f}" in text
+
+
+# Shares, other neighbours, more epochs -------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.5, 50), min_size=1, max_size=6))
+def test_shares_of_gaussians_are_their_precisions(noise):
+    shares = privacy.budget_shares(ledger(*((value,) for value in noise)), DELTA)
+    total = math.fsum(value**-2 for value in noise)
+    # where a mechanism alone already has ε = 0 at this δ, nothing is left to compare
+    expected = [value**-2 / total for value in noise]
+    if all(gaussian_epsilon(value, DELTA) > 1e-6 for value in noise):
+        assert shares == pytest.approx(expected, rel=1e-4)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_shares_of_a_subsampled_mechanism_are_those_of_the_gaussian_with_its_epsilon():
+    sgd = mechanism(1.5, 0.1, 100)
+    alike = mechanism(gaussian_noise_multiplier(Ledger([sgd]).epsilon(DELTA), DELTA))
+    assert privacy.budget_shares(Ledger([sgd, alike]), DELTA) == pytest.approx([0.5, 0.5], rel=1e-6)
+    with pytest.raises(PrivacyError, match="mechanisms with noise"):
+        privacy.budget_shares(ledger((0.0,)), DELTA)
+    with pytest.raises(PrivacyError, match="mechanisms with noise"):
+        privacy.budget_shares(Ledger(), DELTA)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.5, 2.0, 10.0])
+def test_replacing_an_image_costs_at_least_the_exact_answer_for_one_sum(noise_multiplier):
+    """Two clipped vectors lie up to twice the sensitivity apart: half the noise multiplier, exactly."""
+    found = privacy.replace_one_epsilon(ledger((noise_multiplier,)), DELTA)
+    exact = gaussian_epsilon(noise_multiplier / 2, DELTA)
+    assert exact <= found <= 2.5 * exact
+    # the two steps it is made of: at ε/2 the δ' leaves room for the factor 1 + e^ε
+    half = integrated_delta(noise_multiplier, 1.0, found / 2)
+    assert half * (1 + math.exp(found / 2)) <= DELTA
+
+
+def test_replacing_an_image_after_a_noiseless_mechanism_is_not_bounded():
+    assert privacy.replace_one_epsilon(ledger((0.0,)), DELTA) == math.inf
+    assert privacy.replace_one_epsilon(Ledger(), DELTA) == 0.0
+
+
+def test_more_epochs_are_more_steps_of_the_last_subsampled_mechanism():
+    book = ledger((5.0,), (2.0, 0.3, 7), (1.5, 0.1, 50), (9.0,))
+    assert (
+        privacy.with_more_epochs(book, 2).mechanisms == ledger((5.0,), (2.0, 0.3, 7), (1.5, 0.1, 70), (9.0,)).mechanisms
+    )
+    assert book.mechanisms[2].steps == 50
+    with pytest.raises(PrivacyError, match="no epochs"):
+        privacy.with_more_epochs(ledger((5.0,)), 1)
 
 
 @pytest.mark.parametrize(
