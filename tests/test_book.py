@@ -454,6 +454,11 @@ def test_repository_gives_buttons_that_point_at_sources(made, monkeypatch):
     assert 'href="https://github.com/someone/dpldm/edit/main/notebooks/toy.py"' in page
     assert 'href="https://mybinder.org/v2/gh/someone/dpldm/main?urlpath=lab/tree/notebooks/toy.py"' in page
     assert "main/executed" not in page
+    soups = [BeautifulSoup(file.read_text(), "html.parser") for file in (made / "_build" / "html").rglob("*.html")]
+    links = {tag["href"] for soup in soups for tag in soup.find_all("a", href=True) if "someone/dpldm" in tag["href"]}
+    paths = {found[1] or found[2] for link in links if (found := re.search(r"/main/([^?#]+)|lab/tree/([^&]+)", link))}
+    assert {"notebooks/toy.py", "book/index.md"} <= paths
+    assert not [path for path in paths if not (made / path).is_file()]
     prose = (made / "_build" / "html" / "book" / "index.html").read_text()
     assert 'href="https://github.com/someone/dpldm/edit/main/book/index.md"' in prose
 
@@ -472,6 +477,8 @@ def test_every_notebook_and_page_is_in_the_book():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_notebook_is_text_with_parameters_and_nothing_is_hidden(source):
     text = source.read_text(encoding="utf-8")
+    assert text.count("# *Question: ") == 1
+    assert text.count("# ## What we now know") == 1
     assert "name: python3" in text
     assert "# %%" in text
     ast.parse(text)

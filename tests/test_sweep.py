@@ -100,6 +100,14 @@ def test_runs_share_the_time_and_the_cores(folders, monkeypatch):
     assert max(at_once) == 2  # as many as asked for, and never more
 
 
+@pytest.mark.parametrize(("gigabytes", "at_once"), [(100, 4), (7, 2), (1, 1)])
+def test_one_run_for_each_core_as_far_as_the_memory_holds(folders, monkeypatch, gigabytes, at_once):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
+    monkeypatch.setattr(sweep, "_memory", lambda: gigabytes * 2**30)
+    sweep.run(Sweep(("mnist",), (1, 3, 5, 7)), folders, None, lambda line: None, toy(0.1))
+    assert {threads for *_, threads in times_of(folders)} == {str(4 // at_once)}
+
+
 def test_recorded_runs_are_skipped_and_said_so(folders):
     asked, said = Sweep(("mnist",), (1, 3), seeds=2), []
     sweep.run(Sweep(("mnist",), (1,)), folders, 2, said.append, toy(0))
