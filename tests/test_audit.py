@@ -186,6 +186,32 @@ def test_copies_are_found_by_their_nearest_synthetic_image():
     assert abs(honest.area - 0.5) < 4 / math.sqrt(12 * 60 / 2)  # four standard errors of an area of one half
 
 
+def fitted_on(members: Examples, spec: PrivacySpec | None) -> LatentDiffusion:
+    settings = replace(small(), fit=FitSettings(steps=30, batch=60, physical_batch=400))
+    synthesizer = LatentDiffusion(SHAPE, 3, settings, spec, 0)
+    synthesizer.fit(PrivateData(members.images, members.labels, 3, Ledger()))
+    return synthesizer
+
+
+def membership(spec: PrivacySpec | None) -> dict[str, audit.Roc]:
+    """Attacks by the model's loss and by the nearest synthetic image, on images that are all alike in kind."""
+    members, others = (Examples(audit.odd_images(300, SHAPE, seed), torch.arange(300) % 3, 3) for seed in (1, 2))
+    model = fitted_on(members, spec)
+    drawn = torch.cat(list(model.sample(torch.arange(300) % 3, 0)))
+    found = {"loss": [audit.model_scores(model, group, draws=16) for group in (members, others)]}
+    found["nearest"] = [audit.synthetic_scores(group.images, drawn) for group in (members, others)]
+    return {name: audit.roc(*scores) for name, scores in found.items()}
+
+
+def test_members_of_a_model_without_privacy_are_found_and_those_of_a_private_one_are_not():
+    error = math.sqrt(1 / (6 * 300))  # of an area of one half with 300 of each
+    loose, private = membership(None), membership(PrivacySpec(epsilon=1.0))
+    for name, curve in private.items():
+        assert loose[name].area > 0.5 + 4 * error
+        assert abs(curve.area - 0.5) < 4 * error
+        assert curve.at(0.01) <= math.e * 0.01 + 4 * math.sqrt(math.e * 0.01 / 300)  # e^ε times, and chance
+
+
 def small(**changes) -> SynthesisSettings:
     base = smoke(SynthesisSettings())
     fit = FitSettings(steps=10, batch=60, physical_batch=400)
