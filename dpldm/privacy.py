@@ -803,8 +803,8 @@ def statement(record: Mapping[str, Any]) -> dict[str, Any]:
         "public": list(PUBLIC),
         "mechanisms": [mechanism.name for mechanism in ledger.mechanisms],
         "claim": (
-            f"Adding or removing any one image with its label raises the probability of any outcome at most to "
-            f"e^{epsilon:.4g} = {math.exp(min(epsilon, 700.0)):.4g} times what it was, plus {delta:g}."
+            f"Adding or removing any one image with its label raises the probability of any outcome by at most a "
+            f"factor e^{epsilon:.4g} = {math.exp(min(epsilon, 700.0)):.4g}, plus {delta:g}."
         ),
         "assumptions": [
             "Every use of the private images is one of the listed mechanisms.",

@@ -252,6 +252,26 @@ def test_readings_b_and_c_stay_within_their_claim(readings, name):
         assert not one_run_bound(scores, DELTA).contradicts(1.0)
 
 
+def test_reading_a_is_never_sampled_under_a_privacy_label(tmp_path, capsys):
+    """Somebody saves reading A with the ledger of its encoder, which is private, and asks for labelled images."""
+    from dpldm import cli, experiment
+
+    spec, settings = PrivacySpec(epsilon=1.0), small()
+    synthesizer = audit.reading("A", toy(100), settings, spec, seed=0).synthesizer
+    encoder = PrivateData(toy(100).images, toy(100).labels, 3, Ledger())
+    audit._first_stage(encoder, settings, audit._whole(spec), 0)
+    for name, ledger in {"encoder": encoder.ledger, "none": Ledger()}.items():
+        path = tmp_path / f"{name}.safetensors"
+        claimed = privacy.to_record(spec, ledger) | {"epsilon": 1.0}
+        saved = experiment.SavedSynthesizer(synthesizer, settings, ("a", "b", "c"), claimed, 0)
+        experiment.save_synthesizer(path, saved, shape=SHAPE)
+        assert cli.main(["sample", str(path), "--n", "3", "--out", str(tmp_path / "images.npz")]) == 2
+        assert not (tmp_path / "images.npz").exists()
+        said = capsys.readouterr().err
+        assert ("a private encoder does not make the latents private" in said) == (name == "encoder")
+        assert "private" in said
+
+
 def test_reading_b_releases_every_latent_once_within_its_sensitivity():
     spec = PrivacySpec(epsilon=2.0)
     with watched() as seen:
@@ -735,6 +755,30 @@ def test_a_replay_puts_in_what_the_run_put_in(kind):
     assert len(again) == len(seen) > 0
     for values, release in zip(again, seen, strict=True):
         torch.testing.assert_close(values, release.value.flatten(), rtol=1e-5, atol=1e-4)
+
+
+def test_the_command_prints_the_audit_and_fails_where_it_disproves_the_claim(monkeypatch, capsys):
+    from dpldm import cli
+    from dpldm import data as datasets
+
+    public = toy(600)
+    loaded = datasets.ImageData("mnist", public.images, public.labels, ("a", "b", "c"), {})
+    monkeypatch.setattr(datasets, "load", lambda name, split: loaded)
+    command = ["audit", "--profile", "smoke", "--epsilon", "1", "--canaries", "60", "--seed", "2"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "mnist, smoke, seed 2"
+    assert "60 canaries among 600 images" in said[1]
+    assert "not disproved" in said[-2]
+    for module in (compression, mixture):
+        monkeypatch.setattr(module, "gaussian_mechanism", without_noise)
+    assert cli.main(command) == 2
+    said = capsys.readouterr()
+    assert "DISPROVED" in said.out
+    assert said.err.startswith("dpldm: the audit disproves ε = ")
+    assert cli.main(["audit", "--profile", "big"]) == 2
+    assert cli.main(["audit", "--canaries", "5", "--profile", "smoke"]) == 2
+    assert "expected 20 canaries or more" in capsys.readouterr().err
 
 
 def test_blank_images_take_part_in_no_batch():
