@@ -152,10 +152,12 @@ def _check_by_library(found: Iterable[Notebook], parameters: Mapping[str, Any], 
         defaults |= {name: value for name, value in notebook.defaults.items() if name in SHARED}
     asked = defaults | dict(parameters)
     if {"dataset", "epsilon"} <= set(asked):
+        from dpldm.data import data_folder
         from dpldm.experiment import Experiment, Folders, check
 
         described = {name: asked[name] for name in SHARED if name in asked}
-        return check(Experiment(**described), Folders(root / "runs" / "records", root / "runs"))
+        runs = root / "runs"
+        return check(Experiment(**described), Folders(runs / "records", runs, root / data_folder()))  # as in a notebook
     return None
 
 

@@ -251,6 +251,24 @@ def test_no_page_names_the_machine(site):
             assert word == "/" or word not in text, f"{file.relative_to(site)}: {word}"
 
 
+def test_signatures_are_readable(site):
+    """What Python prints of functions and other objects is for no reader."""
+    for page in pages_of(site):
+        text = soup_of(site / page).get_text()
+        assert not re.findall(r".{0,60}(?:~dpldm|~torch|<factory>|<function| at 0x).{0,60}", text), page
+
+
+def test_bibliography_is_labelled_as_the_text_cites(site):
+    labels = [
+        label.get_text().strip("[]")
+        for page in pages_of(site)
+        for label in soup_of(site / page).select(".citation > .label")
+    ]
+    assert labels
+    assert len(set(labels)) == len(labels)
+    assert all(re.fullmatch(r"\D+, (19|20)\d\d[a-z]?", label) for label in labels), labels
+
+
 def test_without_a_repository_there_are_no_dead_buttons(small_site):
     soup = soup_of(small_site / "executed" / "toy.html")
     links = " ".join(tag.get("href", "") for tag in soup.find_all("a"))
