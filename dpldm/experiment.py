@@ -23,8 +23,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from dpldm import baselines, evaluation, privacy, results
 from dpldm import data as datasets
-from dpldm import evaluation, privacy, results
 from dpldm.compression import CompressionSettings, Compressor, PCASettings, RefinedPCASettings
 from dpldm.data import ImageData
 from dpldm.evaluation import EVALUATION, EvaluationSettings
@@ -143,6 +143,12 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
 
 METHODS: dict[str, Method] = {
     LatentDiffusion.method: Method(LatentDiffusion, SynthesisSettings, settings_for),
+    "class-gaussian": Method(
+        baselines.ClassGaussian, baselines.ClassGaussianSettings, baselines.class_gaussian_settings
+    ),
+    "dp-merf": Method(baselines.MeanEmbedding, baselines.MeanEmbeddingSettings, baselines.mean_embedding_settings),
+    "reading-b": Method(baselines.NoisedLatents, baselines.ClassGaussianSettings, baselines.class_gaussian_settings),
+    "real": Method(baselines.RealImages, baselines.RealImagesSettings, baselines.real_images_settings, private=False),
     "non-private": Method(LatentDiffusion, SynthesisSettings, settings_for, private=False),
 }
 
