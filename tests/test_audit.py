@@ -818,7 +818,7 @@ def real_audit(dataset: str, epsilon: float, seed: int, limit: int | None, canar
 @pytest.mark.parametrize("epsilon", [1.0, 10.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_whole_method_on_real_images_stays_below_its_claim(dataset, epsilon, seed):
-    found = real_audit(dataset, epsilon, seed, limit=6000, canaries=150)
+    found = real_audit(dataset, epsilon, seed, limit=6000, canaries=500)
     assert found.epsilon_claimed <= epsilon
     assert not found.contradicted
     if epsilon == 10.0:
