@@ -25,7 +25,13 @@ from scipy.special import log_ndtr, ndtri
 from torch import Tensor
 
 RELATION = "add or remove one image with its label"
-PUBLIC = ("number of images", "image shape", "value range [0, 1]", "number of classes", "settings of the run")
+PUBLIC = (
+    "number of images",
+    "image shape",
+    "value range [0, 1]",
+    "number and names of the classes",
+    "settings of the run",
+)
 FIRST_STAGE = "compression"
 MINIMUM_EPSILON = 0.01
 """Smallest ε that may be asked for: below it the accountants are not tested and the noise drowns everything."""
