@@ -8,6 +8,7 @@ reads real images directly and is part of no guarantee.
 
 import hashlib
 import hmac
+import json
 import math
 import os
 import re
@@ -273,6 +274,15 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4], "big")
 
 
+def fit_seed(experiment: Experiment, sha256: Mapping[str, str]) -> int:
+    """The seed of a fit's noise: it depends on the run's seed and on all that decides the fit, ``sha256`` being the
+    checksums of its images. Two runs that differ in anything then share no noise, which their difference would cancel.
+    """
+    assert experiment.settings is not None
+    facts = [experiment.method, asdict(experiment.settings), experiment.spec and asdict(experiment.spec), sha256]
+    return derived_seed(experiment.seed, f"fit {json.dumps(facts, sort_keys=True)}")
+
+
 def balanced_labels(n: int, num_classes: int) -> Tensor:
     """Class numbers 0, 1, …, 0, 1, …: (n,), as equal in number as can be, without a look at the real ones.
 
@@ -317,9 +327,8 @@ def _prepare(experiment: Experiment, folders: Folders) -> _Job:
     device = choose_device(experiment.device)
     train, test = _load(experiment, folders)
     build = METHODS[experiment.method].build
-    synthesizer = build(
-        train.image_shape, train.num_classes, experiment.settings, experiment.spec, experiment.seed, device
-    )
+    seed = fit_seed(experiment, train.sha256)
+    synthesizer = build(train.image_shape, train.num_classes, experiment.settings, experiment.spec, seed, device)
     synthesizer.check(len(train))
     labels = balanced_labels(experiment.n_synthetic, train.num_classes)
     if test is not None:

@@ -275,6 +275,15 @@ def test_derived_seeds_differ_by_purpose_and_seed() -> None:
     assert len(set(derived)) == 100
 
 
+def test_two_runs_share_their_noise_only_if_they_are_the_same(described: Experiment) -> None:
+    base, sums = described.resolved(), {"train": "aa"}
+    others = [replace(base, epsilon=2.5), replace(base, seed=1), replace(base, delta=1e-6), replace(base, settings=None)]
+    others[-1] = replace(others[-1], profile="quick").resolved()
+    seeds = [experiment.fit_seed(one, sums) for one in [base, *others]] + [experiment.fit_seed(base, {"train": "ab"})]
+    assert len(set(seeds)) == len(seeds)
+    assert experiment.fit_seed(replace(base, n_synthetic=7, device="cpu"), sums) == seeds[0]
+
+
 def test_a_run_without_privacy_is_not_called_private(described: Experiment, tmp_path: Path) -> None:
     done = make(replace(described, epsilon=None, test_data=None), folders_in(tmp_path))
     results.validate(done.record)
