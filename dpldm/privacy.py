@@ -864,17 +864,19 @@ class Allowance:
     """A part of a budget that is still to be spent: as much privacy loss as one Gaussian mechanism with this noise.
 
     Parts of parts add up: mechanisms made from ``part(a)`` and ``part(b)`` with a + b <= 1 together cost no more than
-    the whole, exactly so for full-batch Gaussian mechanisms (1/σ² adds up) and, for DP-SGD, as calibrated at this δ.
-    What a run really spent is computed from its ledger. ``noise_multiplier`` 0 means no privacy.
+    the whole, at this δ, as long as at most one of them is DP-SGD. Full-batch Gaussian mechanisms add up exactly (by
+    1/σ²); DP-SGD is calibrated so that it fits beside Gaussians that use up the rest. What a run really spent is
+    computed from its ledger. ``noise_multiplier`` 0 means no privacy; ``whole``: that of what this is a part of.
     """
 
     noise_multiplier: float
     delta: float
+    whole: float | None = None
 
     def part(self, share: float) -> "Allowance":
         """The given share (0 < share <= 1) of 1/σ²."""
         _require(_is_number(share) and 0 < share <= 1, "a share above 0 and at most 1", share)
-        return Allowance(self.noise_multiplier / math.sqrt(share), self.delta)
+        return Allowance(self.noise_multiplier / math.sqrt(share), self.delta, self.whole or self.noise_multiplier)
 
     def mechanism(self, name: str, stage: str, sensitivity: float, steps: int = 1) -> Mechanism:
         """A full-batch Gaussian mechanism, released ``steps`` times, that uses this allowance up."""
@@ -885,4 +887,7 @@ class Allowance:
         template = Mechanism(name, stage, self.noise_multiplier, min(1.0, batch / n), steps, clip_norm)
         if self.noise_multiplier == 0:
             return template
-        return calibrate([], template, gaussian_epsilon(self.noise_multiplier, self.delta), self.delta)
+        whole = self.whole or self.noise_multiplier
+        rest = whole**-2 - self.noise_multiplier**-2
+        beside = [Mechanism("the rest", stage, rest**-0.5)] if rest > 1e-9 * whole**-2 else []
+        return calibrate(beside, template, gaussian_epsilon(whole, self.delta), self.delta)

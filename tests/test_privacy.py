@@ -261,7 +261,19 @@ def test_allowance_for_dp_sgd_costs_what_the_gaussian_would():
     found = whole.part(0.5).sgd("gradients", "stage", n=10_000, batch=500, steps=100, clip_norm=0.5)
     assert (found.sample_rate, found.steps, found.sensitivity) == (0.05, 100, 0.5)
     gaussian = ledger((whole.part(0.5).noise_multiplier,)).epsilon(DELTA)
-    assert 0.98 * gaussian <= Ledger([found]).epsilon(DELTA) <= gaussian
+    assert Ledger([found]).epsilon(DELTA) == pytest.approx(gaussian, rel=0.05)
+
+
+@pytest.mark.parametrize(("epsilon", "share"), [(1.0, 0.08), (10.0, 0.3)])
+def test_dp_sgd_and_gaussians_of_one_allowance_stay_within_it(epsilon, share):
+    """DP-SGD with the ε of its part would not do: at ε = 1 the two together would spend 0.07% too much."""
+    whole = Allowance(gaussian_noise_multiplier(epsilon, DELTA), DELTA)
+    sums = whole.part(1 - share)
+    fixed = [sums.part(0.4).mechanism("sums", "stage", 1.0), sums.part(0.6).mechanism("more", "stage", 1.0, 3)]
+    found = whole.part(share).sgd("gradients", "stage", n=60_000, batch=4096, steps=150, clip_norm=0.2)
+    assert 0.98 * epsilon <= Ledger([*fixed, found]).epsilon(DELTA) <= epsilon
+    alone = whole.sgd("gradients", "stage", n=60_000, batch=4096, steps=150, clip_norm=0.2)
+    assert 0.98 * epsilon <= Ledger([alone]).epsilon(DELTA) <= epsilon
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, math.nan])
