@@ -329,11 +329,10 @@ def test_honest_scores_are_gaussian_with_the_separation_of_the_ledger():
 
 @pytest.mark.parametrize("epsilon", [1.0, 10.0])
 def test_honest_statistics_stay_below_the_claim(epsilon):
-    assert not pca_bound(epsilon).contradicts(epsilon)
-
-
-def test_honest_bound_is_not_trivial():
-    assert pca_bound(10.0).epsilon_lower > 5
+    bound = pca_bound(epsilon)
+    assert not bound.contradicts(epsilon)
+    if epsilon == 10.0:
+        assert bound.epsilon_lower > 5  # nor is it trivial
 
 
 def without_noise(value, sensitivity, noise_multiplier, noise):
@@ -721,7 +720,7 @@ def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
 def test_audit_of_a_method_whose_statistics_have_no_noise_disproves_it(monkeypatch):
     for module in (compression, mixture):
         monkeypatch.setattr(module, "gaussian_mechanism", without_noise)
-    found = method_audit(1.0)
+    found = method_audit(1.0, canaries=60)
     assert found.contradicted
     assert found.bounds["statistics, doubted"].contradicts(1.0)
     assert not found.bounds["denoiser gradients"].contradicts(1.0)  # that one is honest
@@ -738,7 +737,7 @@ def test_audit_of_a_method_whose_gradients_have_no_noise_disproves_it(monkeypatc
     assert not found.bounds["all statistics"].contradicts(1.0)
 
 
-@pytest.mark.parametrize("kind", list(compression.COMPRESSORS))
+@pytest.mark.parametrize("kind", ["pca", "refined-pca"])
 def test_a_replay_puts_in_what_the_run_put_in(kind):
     """All who took part, replayed, give the run's own sums: the attacker's model of the run is exact."""
     settings = small()
