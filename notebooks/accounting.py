@@ -110,6 +110,9 @@ said = statement(privacy)
 print(said["claim"], *said["assumptions"], sep="\n- ")
 
 # %% [markdown]
+# Two of these do not hold for this book itself, and do not have to, because its data are public: everything is seeded, and the
+# settings were chosen on parts of the same training images ([limits](../book/limits.md)). For your own release both must hold.
+#
 # ## Three accountants
 #
 # The **PRV** accountant follows the distribution of the privacy loss numerically {cite}`gopi2021numerical`; its upper
