@@ -6,6 +6,7 @@ post-processing, so sampling costs no privacy.
 """
 
 import math
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -84,14 +85,19 @@ class Baseline:
         """Fit one stage; yields the steps done."""
         raise NotImplementedError
 
+    @property
+    def _secure(self) -> bool:
+        return self.spec is not None and self.spec.secure_mode
+
     def _noise(self, stage: str) -> NoiseSource:
-        if self.spec is not None and self.spec.secure_mode:
-            return NoiseSource.secure()
-        return NoiseSource.seeded(1000 * self.seed + self.stages.index(stage))
+        return NoiseSource.secure() if self._secure else NoiseSource.seeded(self._seed(stage, 0))
 
     def _random(self, stage: str) -> torch.Generator:
-        """Random numbers that need not be secret: initial weights, generated batches."""
-        return torch.Generator().manual_seed(1000 * self.seed + 500 + self.stages.index(stage))
+        """Draws of the training other than noise."""
+        return torch.Generator().manual_seed(secrets.randbits(63) if self._secure else self._seed(stage, 500))
+
+    def _seed(self, stage: str, purpose: int) -> int:
+        return 1000 * self.seed + purpose + self.stages.index(stage)
 
 
 # --- one Gaussian per class -------------------------------------------------------------------------------------------
@@ -231,7 +237,8 @@ class MeanEmbeddingSettings:
     """``features``: random Fourier features, cosines and sines together. ``length_scale``: of the Gaussian kernel, in
     units of √(pixels / 6), the root mean square distance of two images of independent uniform pixels; public, where the
     paper takes the median distance of private images. ``count_scale``: weight of the class counts in the release.
-    ``code``, ``width``, ``channels``: of the generator's input noise, hidden layer and first feature maps."""
+    ``code``, ``width``, ``channels``: of the generator's input noise, hidden layer and first feature maps.
+    ``generated``: images made in each of its ``steps``."""
 
     features: int = 10_000
     length_scale: float = 1.0
@@ -240,7 +247,7 @@ class MeanEmbeddingSettings:
     width: int = 200
     channels: int = 16
     steps: int = 600
-    batch: int = 500
+    generated: int = 500
     learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -254,7 +261,7 @@ class MeanEmbeddingSettings:
 def mean_embedding_settings(profile: str, dataset: str, epsilon: float | None) -> MeanEmbeddingSettings:
     """The settings in a profile; the data set and ε make no difference."""
     if profile == "smoke":
-        return MeanEmbeddingSettings(features=200, width=32, channels=4, steps=5, batch=60)
+        return MeanEmbeddingSettings(features=200, width=32, channels=4, steps=5, generated=60)
     return MeanEmbeddingSettings(steps=4_000) if profile == "paper" else MeanEmbeddingSettings()
 
 
@@ -359,7 +366,7 @@ class MeanEmbedding(Baseline):
         settings, network, classes = self.settings, self.network, self.num_classes
         assert network is not None
         assert self.embedding is not None, "fit the embedding first"
-        target, each = self.embedding.to(self.device), max(2, settings.batch // classes)
+        target, each = self.embedding.to(self.device), max(2, settings.generated // classes)
         hot = torch.eye(classes, device=self.device).repeat(each, 1)
         adam = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         slower = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.steps)

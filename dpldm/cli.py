@@ -110,7 +110,10 @@ def _changed(settings: Any, given: argparse.Namespace) -> Any:
     if given.compressor is not None:
         settings = replace(settings, compression=replace(needs("compression", "--compressor"), kind=given.compressor))
     if given.batch is not None:
-        settings = replace(settings, fit=replace(needs("fit", "--batch"), batch=given.batch))
+        if hasattr(settings, "fit"):
+            settings = replace(settings, fit=replace(settings.fit, batch=given.batch))
+        elif needs("batch", "--batch"):
+            settings = replace(settings, batch=given.batch)
     if sampling := _sampling(settings, given, given.method):
         settings = replace(settings, sampling=sampling)
     return settings
@@ -395,7 +398,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--compressor", metavar="NAME", help="stage 1: pca, refined-pca, autoencoder or public-autoencoder"
     )
-    run.add_argument("--batch", type=int, metavar="N", help="expected batch of the diffusion, at most the images")
+    run.add_argument("--batch", type=int, metavar="N", help="expected batch of the training, at most the images")
     _add_sampling(run)
     run.add_argument("--n-synthetic", type=int, metavar="N", help="images to draw (default: 60,000; smoke: 1,000)")
     run.add_argument("--test-data", type=Path, metavar="PATH", help="real images to score the synthesis of --data with")

@@ -15,7 +15,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 from torch import Tensor
 
-from dpldm import baselines, cli, experiment, privacy, results
+from dpldm import baselines, cli, experiment, privacy, results, sweep
 from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
 from dpldm.cli import main
 from dpldm.experiment import METHODS, Experiment, ExperimentError, Folders, from_json, run
@@ -222,6 +222,14 @@ def test_sampling_options_need_a_sampler(place: Path, tmp_path: Path, capsys: py
     assert main(["sample", str(model), "--n", "9", "--out", str(tmp_path / "s.npz")]) == 0
 
 
+def test_a_sweep_makes_a_yardstick_once(tmp_path: Path) -> None:
+    runs = sweep.Sweep(("mnist",), (1.0, 3.0), methods=("real", "dp-merf")).experiments
+    assert [(one.method, one.epsilon) for one in runs] == [("real", None), ("dp-merf", 1.0), ("dp-merf", 3.0)]
+    words = sweep.command(runs[0], Folders(tmp_path, tmp_path))
+    given = cli._parser().parse_args(words[3:])
+    assert cli._experiment(given, cli._epsilon(given)) == runs[0].resolved()
+
+
 def test_settings_of_another_method_are_refused(place: Path) -> None:
     with pytest.raises(ExperimentError, match="expected MeanEmbeddingSettings for method 'dp-merf', got ClassGauss"):
         Experiment(place / "bars.npz", 2.0, method="dp-merf", settings=baselines.ClassGaussianSettings())
@@ -313,7 +321,7 @@ def test_samples_are_images_of_their_class(name: str) -> None:
 
 
 def test_dp_merf_learns_its_classes() -> None:
-    settings = baselines.MeanEmbeddingSettings(features=400, width=64, channels=4, steps=150, batch=90)
+    settings = baselines.MeanEmbeddingSettings(features=400, width=64, channels=4, steps=150, generated=90)
     synthesizer = MeanEmbedding(SHAPE, CLASSES, settings, PrivacySpec(epsilon=10.0, delta=1e-4), 0)
     synthesizer.fit(guard(*bars()))
     images, labels = draw(synthesizer, 300)
