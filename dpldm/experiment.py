@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dpldm import baselines, evaluation, privacy, results
+from dpldm import baselines, evaluation, generators, privacy, results
 from dpldm import data as datasets
 from dpldm.compression import CompressionSettings, Compressor, PCASettings, RefinedPCASettings
 from dpldm.data import ImageData
@@ -148,6 +148,8 @@ METHODS: dict[str, Method] = {
         baselines.ClassGaussian, baselines.ClassGaussianSettings, baselines.class_gaussian_settings
     ),
     "dp-merf": Method(baselines.MeanEmbedding, baselines.MeanEmbeddingSettings, baselines.mean_embedding_settings),
+    "dp-sinkhorn": Method(generators.Sinkhorn, generators.SinkhornSettings, generators.sinkhorn_settings),
+    "gs-wgan": Method(generators.GradientSanitizedGAN, generators.GANSettings, generators.gan_settings),
     "reading-b": Method(baselines.NoisedLatents, baselines.ClassGaussianSettings, baselines.class_gaussian_settings),
     "real": Method(baselines.RealImages, baselines.RealImagesSettings, baselines.real_images_settings, private=False),
     "non-private": Method(LatentDiffusion, SynthesisSettings, settings_for, private=False),
