@@ -412,7 +412,7 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
 
     node, start, before = _read(notebook.source), time.monotonic(), inputs(notebook, parameters, root)
     values = _effective(notebook, parameters)
-    given = {name: values[name] for name in parameters if name in values}
+    given = values if set(parameters) & set(values) else {}  # shown as one cell, the ones left at their defaults too
     if given:
         _hide_defaults(node)
     try:

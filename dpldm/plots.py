@@ -145,9 +145,9 @@ def _show(axes: Axes, rows: Sequence[np.ndarray], columns: int, row_names: Seque
 
 
 def _grid_size(rows: int, columns: int, image: np.ndarray) -> tuple[float, float]:
-    """Inches of a card for a mosaic: at most 7 wide."""
+    """Inches of a card for a mosaic: always 7 wide, so that letters are of one size on all cards."""
     cell = min(0.7, 5.6 / columns)
-    return 1.4 + cell * columns, 0.7 + cell * rows * image.shape[1] / image.shape[2]
+    return 7.0, 0.7 + cell * rows * image.shape[1] / image.shape[2]
 
 
 @_style()
@@ -393,7 +393,16 @@ def _set_epsilon_axis(axis: Any, epsilons: Sequence[float]) -> None:
 
 def _epsilon_label(table: pd.DataFrame) -> str:
     deltas = set(table["delta"].dropna()) if "delta" in table else set()
-    return f"privacy budget ε (δ = {deltas.pop():g})" if len(deltas) == 1 else "privacy budget ε"
+    return f"privacy budget ε (δ = {decimal(deltas.pop())})" if len(deltas) == 1 else "privacy budget ε"
+
+
+def decimal(number: float) -> str:
+    """A number as readers write it.
+
+    >>> decimal(1e-5), decimal(10.0)
+    ('0.00001', '10')
+    """
+    return np.format_float_positional(number, trim="-")
 
 
 @_style()
@@ -501,7 +510,7 @@ def budget_split(privacy: Mapping[str, Any], shares: Sequence[float]) -> Figure:
     axes[0, 0].grid(False, axis="y")
     axes[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     axes[0, 0].set(
-        title=f"Where ε = {privacy['epsilon']:.3g} (δ = {privacy['delta']:g}) is spent",
+        title=f"Where ε = {privacy['epsilon']:.3g} (δ = {decimal(privacy['delta'])}) is spent",
         xlabel="share of the budget (%)", ylabel="mechanism (stage)",
     )  # fmt: skip
     return figure

@@ -113,7 +113,7 @@ yardstick = evaluation.fid(*features)
 scores = {"FID, classifier features": metrics["fid_classifier"], "FID of real images": yardstick}
 scores |= {"FID, Inception features": metrics["fid_inception"]}
 scores |= {name: metrics[name] for name in ("precision", "recall", "coverage")}
-pd.Series(scores, name="score").round(3).to_frame()
+pd.Series(scores, name="score", dtype=float).map("{:.3f}".format).replace("nan", "–").to_frame()
 
 # %% [markdown]
 # **Precision** is the share of synthetic images that fall among real ones, **recall** the share of real ones that fall among

@@ -57,7 +57,7 @@ print("No committed records yet: this build's run stands alone." if not committe
 metrics, spent = record["metrics"], record["privacy"]
 glue("dataset", plots.DATASETS[dataset], display=False)
 glue("epsilon_spent", f"{spent['epsilon']:.3g}", display=False)
-glue("delta", f"{spent['delta']:g}", display=False)
+glue("delta", plots.decimal(spent["delta"]), display=False)
 glue("n_synthetic", f"{metrics['n_synthetic']:,}", display=False)
 glue("cnn", f"{100 * torch.tensor(metrics['accuracy']['cnn']).mean():.1f}", display=False)
 glue("fid", f"{metrics['fid_classifier']:.2f}", display=False)

@@ -19,8 +19,8 @@
 # sure the figures are, and where the published points lie.*
 #
 # All lines are our own records, from an independent re-implementation of the abstract of {cite:t}`ge2024latent`. Each is one
-# run or more with different seeds; nothing was selected. `dpldm run --epsilon … --seed …` adds a record to `book/records`,
-# and the next build draws it.
+# run or more with different seeds; nothing was selected. `dpldm sweep --epsilon … --seeds …` adds records to `book/records`,
+# and the next build draws them.
 
 # %%
 import os
@@ -59,7 +59,8 @@ columns = {"dataset": "dataset", "method": "method", "profile": "profile", "epsi
 scores = {"cnn": "CNN (%)", "cnn_spread": "± (%)", "mlp": "MLP (%)", "logreg": "log. reg. (%)"}
 percent = (100 * table[list(scores)]).round(1).rename(columns=scores)
 distance = table["fid_classifier"].round(2).rename("FID (classifier)")
-pd.concat([table[list(columns)].rename(columns=columns), percent, distance], axis=1)
+whole = pd.concat([table[list(columns)].rename(columns=columns), percent, distance], axis=1)
+whole.astype(object).where(whole.notna(), "–")
 
 # %% [markdown]
 # ε is the target; `inf` means no privacy. The spread is one standard deviation over all seeds of the run and of the

@@ -327,7 +327,8 @@ def test_new_epsilon_gives_new_numbers_and_hides_the_old(made):
     tagged = {tag: cell for cell in node.cells for tag in cell.metadata.get("tags", [])}
     assert "remove-cell" in tagged["parameters"].metadata["tags"]
     assert "epsilon = 3.0" in tagged["injected-parameters"].source
-    assert node.metadata["papermill"] == {"parameters": {"epsilon": 3.0}}
+    assert "seed = 0" in tagged["injected-parameters"].source
+    assert node.metadata["papermill"] == {"parameters": {"epsilon": 3.0, "seed": 0}}
     with pytest.raises(BookError, match=r"expected executed/toy.ipynb with epsilon = 10\.0.*got epsilon = 3\.0"):
         book.check_executed(book.notebooks(made), {}, made)
     book.check_executed(book.notebooks(made), {"epsilon": 3.0}, made)
@@ -472,6 +473,12 @@ def test_every_notebook_and_page_is_in_the_book():
     written = {f"book/{page.stem}" for page in (book.ROOT / "book").glob("*.md")}
     assert written == {page for page in pages if page.startswith("book/")}
     book.notebooks()
+
+
+def test_every_module_is_on_the_page_of_the_library():
+    text = (book.ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    modules = {path.stem for path in (book.ROOT / "dpldm").glob("*.py")} - {"__init__", "__main__", "cli"}
+    assert set(re.findall(r"automodule:: dpldm\.(\w+)", text)) == modules
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
