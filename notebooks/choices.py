@@ -70,9 +70,8 @@ scores = {
 # %%
 table = pd.DataFrame({name: vars(score) for name, score in scores.items()}).T
 table.columns = ["MLP accuracy", "error per pixel", "dimensions", "fit (s)"]
-table.style.format(
-    {"MLP accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dimensions": "{:.0f}", "fit (s)": "{:.0f}"}
-).set_uuid("choices")
+forms = {"MLP accuracy": "{:.1%}", "error per pixel": "{:.4f}", "dimensions": "{:.0f}", "fit (s)": "{:.0f}"}
+pd.DataFrame({column: table[column].map(form.format) for column, form in forms.items()})
 
 # %% [markdown]
 # ## What we now know

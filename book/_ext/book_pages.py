@@ -28,9 +28,10 @@ class AuthorYearLabels(BaseLabelStyle):
 
     def format_labels(self, sorted_entries: Any) -> Any:
         for entry in sorted_entries:
-            names = [" ".join([*one.prelast_names, *one.last_names]) for one in entry.persons["author"]]
+            people = entry.persons["author"]
+            names = [" ".join(map(str, [*one.rich_prelast_names, *one.rich_last_names])) for one in people]
             whole = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
-            yield f"{whole}, {entry.fields['year']}".replace("{", "").replace("}", "")
+            yield f"{whole}, {entry.fields['year']}"
 
 
 class AuthorYearStyle(PlainStyle):
