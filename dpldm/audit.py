@@ -23,7 +23,8 @@ from scipy.optimize import brentq
 from scipy.special import bdtrc, expit, ndtri
 from torch import Tensor, nn
 
-from dpldm import compression, diffusion, mixture, synthesis, training
+from dpldm import baselines, compression, diffusion, mixture, synthesis, training
+from dpldm.baselines import ClassGaussianSettings, NoisedLatents
 from dpldm.privacy import (
     Allowance,
     Ledger,
@@ -249,7 +250,7 @@ class Release:
 
 @contextmanager
 def watched(answers: Sequence[Tensor] | None = None) -> Iterator[list[Release]]:
-    """Everything the Gaussian mechanisms of `compression` and `mixture` release inside the block, in order.
+    """Everything that Gaussian mechanisms on all images release inside the block, in order.
 
     With ``answers``, the mechanisms give those instead, which replays an earlier run on other images. The noise is
     drawn in both cases, so what else comes from the same source stays the same.
@@ -267,7 +268,7 @@ def watched(answers: Sequence[Tensor] | None = None) -> Iterator[list[Release]]:
         return mechanism
 
     with ExitStack() as stack:
-        for module in (compression, mixture):
+        for module in (baselines, compression, mixture):
             stack.enter_context(patch.object(module, "gaussian_mechanism", watch(module.gaussian_mechanism)))
         yield seen
 
@@ -813,33 +814,13 @@ def _reading_a(
 def _reading_b(
     data: PrivateData, settings: SynthesisSettings, spec: PrivacySpec, seed: int
 ) -> tuple[LatentDiffusion, float]:
-    share, noise = settings.compression_share, NoiseSource.seeded(seed + 1)
+    chosen = ClassGaussianSettings(settings.compression, settings.mixture, settings.compression_share)
+    noised = NoisedLatents(_shape(data), data.num_classes, chosen, spec, seed)
+    noised.fit(data)
     result = _unfitted(data, settings, spec, seed)
-    compressor = result.compressor = _first_stage(data, settings, _whole(spec).part(share), seed)
-    radius = settings.mixture.clip_norm * math.sqrt(compressor.dim)
-    # A row has the latent (norm at most R) and the label as a vector of length R; a missing image is a row of zeros.
-    release = _whole(spec).part(1 - share).mechanism("noised latents", "diffusion", math.sqrt(2) * radius)
-    images, labels = data.read(release)
-    hot = nn.functional.one_hot(labels, data.num_classes).float() * radius
-    rows = torch.cat([clip_rows(compressor.encode(images), radius), hot], dim=1)
-    rows = mixture.gaussian_mechanism(rows, release.sensitivity, release.noise_multiplier, noise)
-    latents, classes = rows[:, : compressor.dim], rows[:, compressor.dim :].argmax(1)
-    result.mixture = _gaussian_per_class(latents, classes, data.num_classes, release, settings.mixture.floor)
+    result.compressor, result.mixture = noised.compressor, noised.mixture
     result._build_network()  # starts at zero: what noise this strong leaves of the latents is their Gaussian
     return result, data.ledger.epsilon(spec.delta)
-
-
-def _gaussian_per_class(
-    latents: Tensor, classes: Tensor, num_classes: int, release: Mechanism, floor: float
-) -> mixture.Mixture:
-    """One Gaussian for each class of noised latents, with the known variance of the noise taken off."""
-    counts = torch.bincount(classes, minlength=num_classes).clamp_min(1).float()
-    sums = torch.zeros(num_classes, latents.shape[1]).index_add_(0, classes, latents)
-    moments = torch.stack([latents[classes == c].T @ latents[classes == c] for c in range(num_classes)])
-    variance = (release.sensitivity * release.noise_multiplier) ** 2
-    moments = moments - variance * counts[:, None, None] * torch.eye(latents.shape[1])
-    std = variance * math.sqrt(float(counts.mean()))  # of an entry of the sum of noise · noiseᵀ
-    return mixture._mixture(counts[:, None], (sums / counts[:, None])[:, None], moments, 0.0, std, floor)
 
 
 def _reading_c(
