@@ -389,7 +389,7 @@ class GANSettings:
     clip_norm: C, of the gradient at one generated image.
     """
 
-    generator: GeneratorSettings = field(default_factory=lambda: GeneratorSettings(steps=30_000))
+    generator: GeneratorSettings = field(default_factory=lambda: GeneratorSettings(steps=20_000))
     parts: int = 100
     width: int = 64
     warm_up_updates: int = 100
