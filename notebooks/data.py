@@ -48,7 +48,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 
 # %%
 train, test = data.load(dataset, "train"), data.load(dataset, "test")
-print("\n".join(data.verify(dataset)))
+print("\n".join(data.verify(dataset)).replace(f"{data.data_folder()}{os.sep}", ""))
 
 # %%
 glue("train_count", f"{len(train):,}", display=False)
