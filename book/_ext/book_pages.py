@@ -20,6 +20,7 @@ from sphinx.errors import ExtensionError
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 FIELD = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (\S.*)")  # of a dataclass, as its docstring lists them
+SIGNATURE = re.compile(r"<dl>((?:\s*<dd><em class=\"sig-param\">.*</dd>)+\s*)</dl>")  # on several lines
 EXECUTED = re.compile(r"executed/([\w-]+)\.ipynb")
 
 
@@ -87,11 +88,16 @@ def set_language(app: Sphinx, page: str, template: str, context: dict[str, Any],
 
 
 def correct_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """A bibliography is no ARIA list: its entries have a role of their own."""
+    """A bibliography is no ARIA list: its entries have a role of their own. And the lines of a long signature define
+    nothing, so they are no list of definitions."""
+
+    def as_lines(found: re.Match[str]) -> str:
+        lines = found[1].replace("<dd>", "<div>").replace("</dd>", "</div>")
+        return f'<div class="sig-lines">{lines}</div>'
+
     if "body" in context:
-        context["body"] = context["body"].replace(
-            '<div role="list" class="citation-list">', '<div class="citation-list">'
-        )
+        body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        context["body"] = SIGNATURE.sub(as_lines, body)
 
 
 def plain_docstrings(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
