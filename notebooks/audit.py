@@ -266,18 +266,18 @@ curves = {name: audit.roc(*scores) for name, scores in attacks.items()}
 rates = {name: [curve.at(0.001), curve.at(0.01), curve.area] for name, curve in curves.items()}
 pd.DataFrame(rates, index=["members found at 0.1 % false", "at 1 % false", "area (0.5: guessing)"]).T.round(4)
 
-# %% mystnb={"figure": {"caption": "Membership inference by the loss of the private model. The dashed line is guessing.", "name": "fig-audit-roc"}, "image": {"alt": "True against false positive rate on logarithmic axes; the curve of the attack stays near the dashed line of guessing."}}
+# %% mystnb={"figure": {"caption": "Membership inference by the loss of the private model. The dashed line is guessing.", "name": "fig-audit-roc"}, "image": {"alt": "True against false positive rate of the attack on logarithmic axes, with a dashed line for guessing."}}
 curve = curves["loss of the model"]
 plots.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
 
-# %% mystnb={"figure": {"caption": "Membership inference by the distance to the nearest published synthetic image.", "name": "fig-audit-roc-nearest"}, "image": {"alt": "True against false positive rate on logarithmic axes; the curve of the attack stays near the dashed line of guessing."}}
+# %% mystnb={"figure": {"caption": "Membership inference by the distance to the nearest published synthetic image.", "name": "fig-audit-roc-nearest"}, "image": {"alt": "True against false positive rate of the attack on logarithmic axes, with a dashed line for guessing."}}
 curve = curves["nearest synthetic image"]
 plots.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
 
 # %% [markdown]
 # The last row of the table is the control: where the training images themselves are published, the attack finds everyone.
-# A model without privacy need not give its members away to such simple attacks, as its row shows: their failure is no proof.
-# [The readings page](readings.ipynb) attacks the same false claim with canaries, and refutes it.
+# The second row is a model without privacy, for comparison. Where such a simple attack finds little, that is no proof:
+# [the readings page](readings.ipynb) attacks the same kind of model with canaries, and refutes its claim.
 #
 # ## The run itself
 #
