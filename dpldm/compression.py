@@ -61,7 +61,8 @@ class PCASettings:
     ``frequencies``: images are first written in this many public cosine frequencies per axis (fewer entries, less
     noise). ``clip_norm``: bound on a centred image's L2 norm, in units of √pixels. ``whitening``: 1 gives every latent
     unit variance, 0 keeps the pixels' scale. ``visible``: a direction is kept while its variance exceeds this many
-    times the largest that noise alone would show.
+    times the largest that noise alone would show. ``floor``: decoded values below it become 0, and what is above is
+    stretched to [0, 1]: few components leave faint ghosts on an empty background.
     """
 
     dim: int = 64
@@ -69,7 +70,12 @@ class PCASettings:
     clip_norm: float = 0.22
     whitening: float = 0.7
     visible: float = 0.4
+    floor: float = 0.08
     mean_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"expected a floor from 0 to below 1, got {self.floor}: use for example 0.08")
 
 
 class PrivatePCA:
@@ -107,16 +113,17 @@ class PrivatePCA:
         root = math.sqrt(math.prod(self.shape))
         mechanism = allowance.part(self.settings.mean_share).mechanism("image mean", STAGE, sensitivity=0.5 * root)
         images, _ = data.read(mechanism)
-        total = clip_rows(self._coefficients(images), mechanism.sensitivity).sum(0)
+        total = clip_rows(self._coefficients(images), mechanism.sensitivity).double().sum(0)
         total = gaussian_mechanism(total, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-        self.mean = total / len(data)
+        self.mean = (total / len(data)).float()
         yield 1
 
         radius = self.settings.clip_norm * root
         part = allowance.part(1 - self.settings.mean_share)
         mechanism = part.mechanism("image second moments", STAGE, sensitivity=radius**2)
         images, _ = data.read(mechanism)
-        centred = clip_rows(self._coefficients(images) - self.mean, radius)
+        # float64: rounding in a float32 sum over all images is in the order of what one image may change
+        centred = clip_rows(self._coefficients(images) - self.mean, radius).double()
         moments = gaussian_mechanism(centred.T @ centred, mechanism.sensitivity, mechanism.noise_multiplier, noise)
         noise_std = mechanism.sensitivity * mechanism.noise_multiplier / len(data)
         self._keep((moments + moments.T) / 2 / len(data), noise_std)
@@ -124,7 +131,7 @@ class PrivatePCA:
 
     def _keep(self, moments: Tensor, noise_std: float) -> None:
         """Axes and scales from the noisy moments: post-processing."""
-        values, vectors = torch.linalg.eigh(moments.double())
+        values, vectors = torch.linalg.eigh(moments)
         values, vectors = values.flip(0).float(), vectors.flip(1).float()
         edge = noise_std * math.sqrt(2 * len(values))  # the largest eigenvalue of the symmetric noise alone
         kept = int((values > max(self.settings.visible * edge, 1e-6)).sum())
@@ -146,7 +153,11 @@ class PrivatePCA:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, dim) → images (N, C, H, W) in [0, 1]."""
-        return self.project(latents).clamp(0, 1)
+        return self.limit(self.project(latents))
+
+    def limit(self, images: Tensor) -> Tensor:
+        """Projected images of any values → images in [0, 1] without what lies below the floor."""
+        return ((images - self.settings.floor) / (1 - self.settings.floor)).clamp(0, 1)
 
     def state(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "axes": self.axes, "scale": self.scale}
@@ -227,7 +238,7 @@ class RefinedPCA:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, dim) → images (N, C, H, W) in [0, 1]."""
         assert self.network is not None, "fit or restore first"
-        return (self.pca.project(latents) + self.pca._images(self.network(latents))).clamp(0, 1)
+        return self.pca.limit(self.pca.project(latents) + self.pca._images(self.network(latents)))
 
     def state(self) -> dict[str, Tensor]:
         assert self.network is not None, "fit first"

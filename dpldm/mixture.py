@@ -142,11 +142,11 @@ def fit_mixture(
     mechanism = sum_part.mechanism("latent sums", STAGE, sensitivity=sensitivity, steps=settings.iterations)
     images, labels = data.read(mechanism)
     latents = clip_rows(encode(images), radius)
-    extended = torch.cat([latents, latents.new_full((len(latents), 1), count_scale)], dim=1)
+    extended = torch.cat([latents, latents.new_full((len(latents), 1), count_scale)], dim=1).double()
 
     def estimate(shares: Tensor) -> Mixture:
-        sums = torch.stack([shares[labels == c].T @ extended[labels == c] for c in range(data.num_classes)])
-        sums = gaussian_mechanism(sums, mechanism.sensitivity, mechanism.noise_multiplier, noise)
+        sums = torch.stack([shares[labels == c].double().T @ extended[labels == c] for c in range(data.num_classes)])
+        sums = gaussian_mechanism(sums, mechanism.sensitivity, mechanism.noise_multiplier, noise).float()
         sum_std = mechanism.sensitivity * mechanism.noise_multiplier
         least = max(1.0, sum_std / count_scale)
         counts = (sums[..., -1] / count_scale).clamp_min(least)
@@ -162,6 +162,9 @@ def fit_mixture(
 
 
 def _class_moments(latents: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Σ z zᵀ of every class (classes, d, d), summed in float64: rounding in a float32 sum over many images is in the
+    order of what one image may change."""
+    latents = latents.double()
     return torch.stack([latents[labels == c].T @ latents[labels == c] for c in range(num_classes)])
 
 
@@ -169,7 +172,7 @@ def _symmetric_noise(moments: Tensor, mechanism: Mechanism, noise: NoiseSource) 
     """The Gaussian mechanism for symmetric matrices: all entries are noised, then averaged with the transpose (which is
     post-processing)."""
     noisy = gaussian_mechanism(moments, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-    return (noisy + noisy.mT) / 2
+    return (noisy + noisy.mT).float() / 2
 
 
 def _mixture(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dpldm import compression, diffusion, mixture, training
+from dpldm import compression, diffusion, evaluation, mixture, training
 from dpldm.compression import CompressionSettings
 from dpldm.denoiser import ResidualMLP, one_hot
 from dpldm.diffusion import NoiseLevels
@@ -27,6 +27,8 @@ from dpldm.privacy import (
 from dpldm.training import FitSettings
 
 STAGE = "diffusion"
+SELECTOR = "mlp"  # the kind of classifier that selects, of `evaluation.CLASSIFIERS`
+SELECTION_SEED = 900_000_000  # of the images it learns from; no run samples with it
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class SynthesisSettings:
 
     The shares are of the budget's 1/σ²: ``compression_share`` for stage 1, ``mixture_share`` for the mixture that the
     diffusion starts from; DP-SGD of the diffusion network gets what is left.
+
+    ``candidates``: images drawn for each one released. With 2 or more, a classifier trained on ``selection_images``
+    synthetic images picks the candidate that it finds most probable for its label (after Azadi et al. 2019,
+    "Discriminator rejection sampling"); no private image is read, so it is free.
     """
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -68,8 +74,15 @@ class SynthesisSettings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     compression_share: float = 0.15
     mixture_share: float = 0.55
+    candidates: int = 1
+    selection_images: int = 40_000
 
     def __post_init__(self) -> None:
+        if self.candidates < 1 or self.selection_images < 1:
+            raise ValueError(
+                "expected candidates >= 1 and selection_images >= 1, got "
+                f"{self.candidates} and {self.selection_images}: raise them"
+            )
         if not (self.compression_share > 0 and self.mixture_share > 0 and self.diffusion_share > 0):
             raise ValueError(
                 "expected positive shares with compression_share + mixture_share < 1, got "
@@ -106,18 +119,21 @@ class LatentDiffusion:
             self.compressor = compression.build(shape, settings.compression)
         self.mixture: Mixture | None = None
         self.network: ResidualMLP | None = None
+        self.selector: torch.nn.Module | None = None
 
     # -- fitting ------------------------------------------------------------------------------------------------------
 
     @property
     def stages(self) -> Sequence[str]:
         """The stages of the fit, in order; each is one call of :meth:`fit_stage`."""
-        return ("compression", "diffusion")
+        return ("compression", "diffusion", "selection")[: 3 if self.settings.candidates > 1 else 2]
 
     def total_steps(self, stage: str) -> int:
         """About how many steps a stage yields, for a progress bar."""
         if stage == "diffusion":
             return self.settings.fit.steps + 1
+        if stage == "selection":
+            return 1
         kind, settings = self.settings.compression.kind, self.settings.compression
         return {"pca": 2, "refined-pca": 2 + settings.refined.fit.steps}.get(kind, settings.autoencoder.fit.steps)
 
@@ -150,8 +166,11 @@ class LatentDiffusion:
             if stage == "compression":
                 part = self._allowance(len(data)).part(self.settings.compression_share)
                 yield from self.compressor.fit(data, part, noise, random)
-            else:
+            elif stage == "diffusion":
                 yield from self._fit_diffusion(data, noise, random)
+            else:
+                self._fit_selection()
+                yield 1
 
     def _allowance(self, n: int) -> Allowance:
         if self.spec is None:
@@ -209,6 +228,13 @@ class LatentDiffusion:
         self.network = ResidualMLP(self.compressor.dim, self.num_classes, self.settings.width, self.settings.depth)
         return self.network.to(self.device)
 
+    def _fit_selection(self) -> None:
+        """A classifier of the synthesizer's own images: post-processing."""
+        labels = torch.arange(self.settings.selection_images) % self.num_classes
+        images = torch.cat([self._draw(part, index, None) for index, part in self._batches(labels, SELECTION_SEED)])
+        trained = evaluation.train_classifier(SELECTOR, images, labels, self.num_classes, seed=self.seed % 2**32)
+        self.selector = trained.network
+
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -217,10 +243,31 @@ class LatentDiffusion:
 
         Post-processing: costs no privacy, however many images are drawn.
         """
-        sampling = sampling or self.settings.sampling
-        for index, part in enumerate(labels.split(sampling.batch)):
-            *_, latents = self.sample_latents(part, 10_000 * seed + index, sampling)
-            yield self.compressor.decode(latents.cpu())
+        for index, part in self._batches(labels, seed, sampling):
+            yield self._select(self._draw(part.repeat(self.settings.candidates), index, sampling), part)
+
+    def _batches(
+        self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The labels in batches, each with a seed of its own."""
+        size = (sampling or self.settings.sampling).batch
+        for index, part in enumerate(labels.split(size)):
+            yield 10_000 * seed + index, part
+
+    def _draw(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
+        *_, latents = self.sample_latents(labels, seed, sampling)
+        return self.compressor.decode(latents.cpu())
+
+    def _select(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Of the candidates (candidates · B, C, H, W) for ``labels`` (B,) the most probable ones: (B, C, H, W)."""
+        if self.settings.candidates == 1:
+            return images
+        assert self.selector is not None, "fit or restore first"
+        candidates = images.unflatten(0, (self.settings.candidates, len(labels)))
+        probability = self.selector(images).softmax(1).unflatten(0, candidates.shape[:2])
+        rows = torch.arange(len(labels))
+        best = probability[:, rows, labels].argmax(0)
+        return candidates[best, rows]
 
     @torch.no_grad()
     def sample_latents(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
@@ -246,6 +293,9 @@ class LatentDiffusion:
         """A finished stage's tensors."""
         if stage == "compression":
             return self.compressor.state()
+        if stage == "selection":
+            assert self.selector is not None, "fit first"
+            return training.parameters_of(self.selector)
         assert self.mixture is not None
         assert self.network is not None, "fit first"
         prior = {f"mixture.{name}": value for name, value in self.mixture.tensors().items()}
@@ -255,6 +305,11 @@ class LatentDiffusion:
         """Put a finished stage's tensors back, in the order of :attr:`stages`."""
         if stage == "compression":
             return self.compressor.restore(state)
+        if stage == "selection":
+            anyhow = torch.Generator().manual_seed(0)
+            self.selector = evaluation.build_network(SELECTOR, self.shape, self.num_classes, anyhow, "cpu")
+            self.selector.load_state_dict(state)
+            return None
         parts = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("mixture.")}
         self.mixture = Mixture(**parts)
         weights = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("network.")}
@@ -293,5 +348,6 @@ def smoke(settings: SynthesisSettings) -> SynthesisSettings:
         width=32,
         depth=1,
         fit=tiny,
+        selection_images=200,
         sampling=replace(settings.sampling, steps=4),
     )

@@ -58,10 +58,18 @@ def test_every_compressor_fits_encodes_decodes_and_is_restored(kind, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_noise_pca_recovers_images_of_few_dimensions(shape):
     images = smooth_images(500, shape)
-    compressor = PrivatePCA(shape, PCASettings(dim=8))
+    compressor = PrivatePCA(shape, PCASettings(dim=8, floor=0.0))
     fit(compressor, images)
     assert compressor.dim <= 4
     torch.testing.assert_close(compressor.decode(compressor.encode(images)), images, atol=0.01, rtol=0)
+
+
+def test_the_floor_takes_ghosts_away_and_keeps_black_and_white():
+    compressor = PrivatePCA((1, 4, 4), PCASettings(floor=0.1))
+    values = torch.tensor([-0.5, 0.0, 0.1, 0.55, 1.0, 1.5])
+    torch.testing.assert_close(compressor.limit(values), torch.tensor([0.0, 0.0, 0.0, 0.5, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="expected a floor from 0 to below 1, got 1"):
+        PCASettings(floor=1.0)
 
 
 def test_without_noise_or_whitening_axes_are_those_of_torch_pca():

@@ -277,8 +277,8 @@ def test_derived_seeds_differ_by_purpose_and_seed() -> None:
 
 def test_two_runs_share_their_noise_only_if_they_are_the_same(described: Experiment) -> None:
     base, sums = described.resolved(), {"train": "aa"}
-    others = [replace(base, epsilon=2.5), replace(base, seed=1), replace(base, delta=1e-6), replace(base, settings=None)]
-    others[-1] = replace(others[-1], profile="quick").resolved()
+    others = [replace(base, epsilon=2.5), replace(base, seed=1), replace(base, delta=1e-6)]
+    others.append(replace(base, settings=None, profile="quick").resolved())
     seeds = [experiment.fit_seed(one, sums) for one in [base, *others]] + [experiment.fit_seed(base, {"train": "ab"})]
     assert len(set(seeds)) == len(seeds)
     assert experiment.fit_seed(replace(base, n_synthetic=7, device="cpu"), sums) == seeds[0]

@@ -100,6 +100,29 @@ def test_batches_of_sampling_cover_all_labels_in_order(private):
     assert images.shape[0] == 7
 
 
+def test_of_two_candidates_the_more_probable_is_released():
+    images, labels = toy_images()
+    data = PrivateData(images, labels, 3, Ledger())
+    synthesizer = LatentDiffusion(SHAPE, 3, replace(TINY, candidates=2, selection_images=300), FIVE, 0)
+    synthesizer.fit(data)
+    assert synthesizer.stages == ("compression", "diffusion", "selection")
+    _, before = fitted()
+    assert data.ledger.mechanisms == before.mechanisms  # the selection reads nothing private
+    wanted = torch.tensor([0, 1, 2, 2])
+    candidates = synthesizer._draw(wanted.repeat(2), 7, None)
+    probability = synthesizer.selector(candidates).softmax(1)
+    chosen = synthesizer._select(candidates, wanted)
+    for i, label in enumerate(wanted):
+        first, second = probability[i, label], probability[i + 4, label]
+        torch.testing.assert_close(chosen[i], candidates[i if first > second else i + 4])
+    again = LatentDiffusion(SHAPE, 3, synthesizer.settings, None, 5)
+    for stage in again.stages:
+        again.restore(stage, synthesizer.state(stage))
+    assert torch.equal(draw(again)[0], draw(synthesizer)[0])
+    with pytest.raises(ValueError, match="candidates >= 1"):
+        replace(TINY, candidates=0)
+
+
 def test_a_fit_resumed_after_the_first_stage_ends_the_same(private):
     images, labels = toy_images()
     first = LatentDiffusion(SHAPE, 3, TINY, PrivacySpec(epsilon=5.0), 0)
