@@ -241,13 +241,13 @@ class MeanEmbeddingSettings:
     ``generated``: images made in each of its ``steps``."""
 
     features: int = 10_000
-    length_scale: float = 1.0
+    length_scale: float = 0.4
     count_scale: float = 0.1
     code: int = 5
     width: int = 200
     channels: int = 16
-    steps: int = 600
-    generated: int = 500
+    steps: int = 1_000
+    generated: int = 200
     learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -259,10 +259,14 @@ class MeanEmbeddingSettings:
 
 
 def mean_embedding_settings(profile: str, dataset: str, epsilon: float | None) -> MeanEmbeddingSettings:
-    """The settings in a profile; the data set and ε make no difference."""
+    """The settings in a profile; the data set and ε make no difference.
+
+    The length scale was chosen with a small classifier on a validation split of both sets' training images: larger ones
+    blur the classes, much smaller ones leave the first generated images without a gradient.
+    """
     if profile == "smoke":
         return MeanEmbeddingSettings(features=200, width=32, channels=4, steps=5, generated=60)
-    return MeanEmbeddingSettings(steps=4_000) if profile == "paper" else MeanEmbeddingSettings()
+    return MeanEmbeddingSettings(steps=4_000, generated=500) if profile == "paper" else MeanEmbeddingSettings()
 
 
 class Generator(nn.Module):
