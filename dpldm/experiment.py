@@ -86,12 +86,18 @@ class Method:
     build: from image shape, number of classes, settings, budget or None, seed and device.
     settings: the type of its settings. choose: those of a profile, from its name, the data set's and ε or None.
     private: False for a yardstick, which takes no budget and gives no privacy.
+    title: what readers call it. about: what it does, in a line. citation: its key in the bibliography, or empty.
+    published: names of `book/published.csv` under which others give figures of it.
     """
 
     build: Callable[..., Synthesizer]
     settings: type[Any]
     choose: Callable[[str, str, float | None], Any]
     private: bool = True
+    title: str = ""
+    about: str = ""
+    citation: str = ""
+    published: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,16 +153,72 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
 
 
 METHODS: dict[str, Method] = {
-    LatentDiffusion.method: Method(LatentDiffusion, SynthesisSettings, settings_for),
-    "class-gaussian": Method(
-        baselines.ClassGaussian, baselines.ClassGaussianSettings, baselines.class_gaussian_settings
+    LatentDiffusion.method: Method(
+        LatentDiffusion,
+        SynthesisSettings,
+        settings_for,
+        title="Latent diffusion",
+        about="Private compression, then a private mixture and diffusion in the latent space: the method of this book.",
+        citation="ge2024latent",
     ),
-    "dp-merf": Method(baselines.MeanEmbedding, baselines.MeanEmbeddingSettings, baselines.mean_embedding_settings),
-    "dp-sinkhorn": Method(generators.Sinkhorn, generators.SinkhornSettings, generators.sinkhorn_settings),
-    "gs-wgan": Method(generators.GradientSanitizedGAN, generators.GANSettings, generators.gan_settings),
-    "reading-b": Method(baselines.NoisedLatents, baselines.ClassGaussianSettings, baselines.class_gaussian_settings),
-    "real": Method(baselines.RealImages, baselines.RealImagesSettings, baselines.real_images_settings, private=False),
-    "non-private": Method(LatentDiffusion, SynthesisSettings, settings_for, private=False),
+    "class-gaussian": Method(
+        baselines.ClassGaussian,
+        baselines.ClassGaussianSettings,
+        baselines.class_gaussian_settings,
+        title="Class Gaussian",
+        about="Private PCA, then one Gaussian for each class; nothing is trained. The floor.",
+    ),
+    "dp-merf": Method(
+        baselines.MeanEmbedding,
+        baselines.MeanEmbeddingSettings,
+        baselines.mean_embedding_settings,
+        title="DP-MERF",
+        about="The mean of random Fourier features for each class is released once; a generator learns to match it.",
+        citation="harder2021dpmerf",
+        published=("DP-MERF", "DP-MERF (re-run)"),
+    ),
+    "dp-sinkhorn": Method(
+        generators.Sinkhorn,
+        generators.SinkhornSettings,
+        generators.sinkhorn_settings,
+        title="DP-Sinkhorn",
+        about="A generator lowers its optimal-transport cost to real images, through clipped and noised gradients.",
+        citation="cao2021sinkhorn",
+        published=("DP-Sinkhorn", "DP-Sinkhorn (re-run)"),
+    ),
+    "gs-wgan": Method(
+        generators.GradientSanitizedGAN,
+        generators.GANSettings,
+        generators.gan_settings,
+        title="GS-WGAN",
+        about="Secret discriminators on parts of the data teach a generator, through clipped and noised gradients.",
+        citation="chen2020gswgan",
+        published=("GS-WGAN", "GS-WGAN (re-run)"),
+    ),
+    "reading-b": Method(
+        baselines.NoisedLatents,
+        baselines.ClassGaussianSettings,
+        baselines.class_gaussian_settings,
+        title="Reading B",
+        about="Every latent is clipped and noised once; all that follows is post-processing.",
+        citation="ge2024latent",
+    ),
+    "real": Method(
+        baselines.RealImages,
+        baselines.RealImagesSettings,
+        baselines.real_images_settings,
+        private=False,
+        title="Real images",
+        about="The training images themselves. A yardstick without privacy.",
+    ),
+    "non-private": Method(
+        LatentDiffusion,
+        SynthesisSettings,
+        settings_for,
+        private=False,
+        title="Latent diffusion without privacy",
+        about="The method of this book without noise. A yardstick without privacy.",
+    ),
 }
 
 
@@ -515,7 +577,7 @@ def _work(job: _Job, progress: Progress, force: bool) -> dict[str, Any]:
     spent = _privacy(job.experiment.spec, ledger)
     _save(job, spent)
     images = _samples(job, spent, done, progress)
-    metrics = _metrics(job, images, done, progress)
+    metrics = _metrics(job, images, done, progress) | {"parameters": _parameters(job.synthesizer)}
     fitted = {stage: done.facts[stage]["seconds"] for stage in job.synthesizer.stages}
     seconds: dict[str, float | None] = {"compression": None, "diffusion": None, **fitted}
     seconds["sampling"] = done.facts[SAMPLES]["seconds"]
@@ -525,6 +587,12 @@ def _work(job: _Job, progress: Progress, force: bool) -> dict[str, Any]:
     _grid(grid, images, job.labels, job.train.class_names, spent)
     results.write(record, job.record_path.parent)
     return results.read(job.record_path)
+
+
+def _parameters(synthesizer: Synthesizer) -> int:
+    """How many numbers a fitted synthesizer is: weights, means, axes; all that it keeps of the images."""
+    states = [synthesizer.state(stage) for stage in synthesizer.stages]
+    return sum(tensor.numel() for state in states for tensor in state.values())
 
 
 class _Done:

@@ -286,6 +286,31 @@ def save_grid_png(
     return write_atomically(Path(path), lambda temporary: page.save(temporary, format="PNG", pnginfo=facts))
 
 
+def read_grid_png(path: Path, image_shape: tuple[int, int, int], columns: int = 10) -> np.ndarray:
+    """The images of a grid that `save_grid_png` wrote: (classes, columns, C, H, W) in [0, 1], in steps of 1/255.
+
+    Args:
+        image_shape: (C, H, W) of an image.
+        columns: images per class, as written; where a class had fewer, the ground of the card stands for them.
+
+    Raises:
+        ValueError: no such grid.
+        OSError: there is no such file, or no picture in it.
+    """
+    channels, height, width = image_shape
+    with Image.open(path) as page:
+        pixels = np.asarray(page.convert("RGB"))
+    left = pixels.shape[1] - 8 - 2 * (columns * (width + GAP) - GAP)
+    classes, rest = divmod(pixels.shape[0] - 16 + 2 * GAP, 2 * (height + GAP))
+    if left < 16 or rest or classes < 1:
+        expected = f"expected a grid of {columns} images of {height} x {width} pixels for each class"
+        raise ValueError(f"{path}: {expected}, got {pixels.shape[1]} x {pixels.shape[0]}; repeat the run")
+    small = pixels[8:-8:2, left:-8:2, :channels] / 255
+    rows = [small[top : top + height] for top in range(0, len(small), height + GAP)]
+    grid = [[row[:, start : start + width] for start in range(0, row.shape[1], width + GAP)] for row in rows]
+    return np.asarray(grid).transpose(0, 1, 4, 2, 3)
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 

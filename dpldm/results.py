@@ -134,6 +134,7 @@ _METRICS: dict[str, Check] = {
     "recall": _or_null(_FRACTION),
     "n_synthetic": _COUNT,
 }
+_PARAMETERS: Check = ("a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
 _SECONDS: dict[str, Check] = {
     stage: _or_null(_NOT_NEGATIVE) for stage in ("compression", "diffusion", "sampling", "evaluation")
 }
@@ -209,7 +210,8 @@ def validate(record: Mapping[str, Any]) -> None:
         raise RecordError(f"expected an object with {', '.join(_RECORD)}, got {_shown(record)}")
     _check_fields("", record, _RECORD, closed=True)
     _check_privacy(record["privacy"])
-    _check_fields("metrics.", record["metrics"], _METRICS)
+    optional = {"parameters": _PARAMETERS} if "parameters" in record["metrics"] else {}  # not in the oldest records
+    _check_fields("metrics.", record["metrics"], _METRICS | optional)
     accuracy = record["metrics"]["accuracy"]
     _check_fields("metrics.accuracy.", accuracy, dict.fromkeys([*CLASSIFIERS, *accuracy], _FRACTIONS))
     seconds = record["seconds"]

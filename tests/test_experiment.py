@@ -128,6 +128,8 @@ def test_a_run_leaves_a_whole_record_within_its_budget(made: Made) -> None:
     assert independent <= spent["epsilon"]
     assert {mechanism["stage"] for mechanism in spent["mechanisms"]} == {"compression", "diffusion"}
     assert made.record["metrics"]["n_synthetic"] == 200
+    fitted = load_file(made.run_folder / "synthesizer.safetensors")
+    assert made.record["metrics"]["parameters"] == sum(np.prod(tensor.shape, dtype=int) for tensor in fitted.values())
     assert [len(made.record["metrics"]["accuracy"][kind]) for kind in results.CLASSIFIERS] == [1, 1, 1]
     assert "not covered" in made.record["metrics"]["note"]
     assert set(made.record["seconds"]) == {"compression", "diffusion", "sampling", "evaluation"}

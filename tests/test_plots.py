@@ -321,6 +321,21 @@ def test_the_png_has_the_pixels_twice_as_large_and_the_statement(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["grid.png"]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_can_be_read_back(tmp_path, channels):
+    images = torch.randint(0, 256, (12, channels, 8, 6), generator=torch.Generator().manual_seed(0)).float() / 255
+    labels = torch.arange(12) % 3
+    path = plots.save_grid_png(tmp_path / "grid.png", images, labels, NAMES, {}, columns=4)
+    grid = plots.read_grid_png(path, (channels, 8, 6), columns=4)
+    assert grid.shape == (3, 4, channels, 8, 6)
+    for number in range(3):
+        assert np.allclose(grid[number], images[labels == number], atol=1e-6)
+    for shape, columns in (((channels, 9, 6), 4), ((channels, 8, 6), 40)):
+        with pytest.raises(ValueError, match="expected a grid of") as caught:
+            plots.read_grid_png(path, shape, columns)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_png_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(self, *_, **__):
         raise OSError(28, "No space left on device")

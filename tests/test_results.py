@@ -112,6 +112,7 @@ def test_a_missing_key_is_named(key):
             math.nan,
             "metrics.nearest_ratio: expected text, .* a finite number, .* got nan",
         ),
+        (["metrics", "parameters"], -1, "metrics.parameters: expected a whole number, 0 or more, got -1"),
         (["metrics", "n_synthetic"], 6e4, "metrics.n_synthetic: expected a whole number"),
         (["seconds", "sampling"], -1, "seconds.sampling: expected a finite number, 0 or more, or null, got -1"),
         (["seconds", "waiting"], "long", "seconds.waiting: expected a finite number"),

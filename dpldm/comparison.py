@@ -1,0 +1,414 @@
+"""Ours, rivals that were re-run here, and figures quoted from others, side by side. A join of records and methods.
+
+What was measured under one protocol is kept apart from what is only quoted. The sentences are made from records and
+hold whichever way these fall; where a record is missing, nothing is said.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpldm import data, plots, results
+from dpldm.experiment import METHODS, PROFILES, Experiment
+from dpldm.synthesis import LatentDiffusion
+
+OWN = LatentDiffusion.method
+NOTHING = "–"  # where there is no number
+_PLACE = ["dataset", "method", "public_data", "profile", "epsilon"]
+_PUBLISHED = ["dataset", "method", "epsilon", "score", "value", "public_data", "source"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score in words. ``key``: its column. ``reached``: what our method did; ``reads``: a number with its unit;
+    ``apart``: a difference. ``scale``: what the value is multiplied with to be shown. ``higher``: more is better."""
+
+    key: str
+    reached: str
+    reads: str
+    apart: str
+    scale: float
+    higher: bool
+
+    def shown(self, value: float) -> float:
+        """The value as it is shown, with one decimal."""
+        return round(self.scale * value, 1)
+
+
+ACCURACY = Score("cnn", "reaches {:.1f} % with the CNN", "{:.1f} %", "{:.1f} points", 100, higher=True)
+DISTANCE = Score("fid_classifier", "comes to a distance of {:.1f}", "{:.1f}", "{:.1f}", 1, higher=False)
+
+
+# --- what was measured ------------------------------------------------------------------------------------------------
+
+
+def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per dataset, method, public data, profile and ε.
+
+    Of runs that differ in their settings, those stand in the table that `dpldm run` makes today; else those with most
+    seeds.
+
+    Returns:
+        A frame with the columns of `dpldm.results.table` and: `title` (what readers call the method), `private` (False
+        for a yardstick), `making` (seconds to fit and draw, without the evaluation; the mean over runs), `parameters`
+        (numbers in the fitted model, NaN in old records), `protocol` (equal for runs on the same data that were scored
+        in the same way), `whole` (whether all training images were used) and `device` (a tuple). Largest ε first,
+        yardsticks last, then by accuracy.
+    """
+    by_name = {results.record_name(record): record for record in records}
+    table = results.table(by_name.values())
+    runs = [[by_name[name] for name in names] for names in table["records"]]
+    table = table.assign(
+        title=[_title(name) for name in table["method"]],
+        private=[name not in METHODS or METHODS[name].private for name in table["method"]],
+        making=[float(np.mean([_making(run) for run in group])) for group in runs],
+        parameters=[float(group[0]["metrics"].get("parameters", math.nan)) for group in runs],
+        protocol=[_protocol(group[0]) for group in runs],
+        whole=[group[0]["settings"].get("limit") is None for group in runs],
+        device=[tuple(sorted({run["device"] for run in group})) for group in runs],
+        today=[_made_today(group[0]) for group in runs],
+    )
+    table = table.sort_values(["today", "seeds", "variant"], ascending=[False, False, True]).drop_duplicates(_PLACE)
+    order = table.assign(budget=table["epsilon"].replace(math.inf, -1.0)).sort_values(
+        ["dataset", "budget", "cnn", "method"], ascending=[True, False, False, True]
+    )
+    return order.drop(columns=["today", "budget"]).reset_index(drop=True)
+
+
+def _title(method: str) -> str:
+    return (METHODS[method].title if method in METHODS else "") or method
+
+
+def _making(record: Mapping[str, Any]) -> float:
+    return sum(value for stage, value in record["seconds"].items() if value is not None and stage != "evaluation")
+
+
+def _protocol(record: Mapping[str, Any]) -> str:
+    settings = record["settings"]
+    scored = {key: settings.get(key) for key in ("evaluation", "n_synthetic", "limit")}
+    return json.dumps([scored, record["data_sha256"]], sort_keys=True)
+
+
+def _made_today(record: Mapping[str, Any]) -> bool:
+    """Whether the record is of the settings that its method has now in its profile."""
+    method, profile, asked = record["method"], record["profile"], record["privacy"]
+    known = method in METHODS and profile in PROFILES and record["dataset"] in data.DATASETS
+    if not known or asked.get("noise_multiplier") is not None:
+        return False
+    now = Experiment(record["dataset"], asked["epsilon_target"], method=method, profile=profile).resolved()
+    assert now.settings is not None
+    assert now.evaluation is not None
+    wanted = {
+        "synthesis": asdict(now.settings),
+        "evaluation": asdict(now.evaluation),
+        "n_synthetic": now.n_synthetic,
+        "limit": PROFILES[profile].limit,
+        "secure_mode": False,
+    }
+    return bool(json.loads(json.dumps(wanted)) == record["settings"])
+
+
+def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `measured` for readers: texts with units in the heads, "–" where there is no number.
+
+    Columns that no run has are left out.
+    """
+    shown = pd.DataFrame(
+        {
+            "method": rows["title"],
+            "ε": [_budget(epsilon) for epsilon in rows["epsilon"]],
+            "profile": rows["profile"],
+            "seeds": rows["seeds"].astype(str),
+            "CNN (%)": _with_spread(rows, "cnn", 100),
+            "MLP (%)": _with_spread(rows, "mlp", 100),
+            "log. reg. (%)": _with_spread(rows, "logreg", 100),
+            "FID (classifier)": _with_spread(rows, "fid_classifier", 1),
+            "FID (Inception)": _with_spread(rows, "fid_inception", 1),
+            "time (s)": [f"{seconds:,.1f}" if seconds < 9.95 else f"{seconds:,.0f}" for seconds in rows["making"]],
+            "parameters": [_number(value, "{:,.0f}") for value in rows["parameters"]],
+            "public data": [name or "none" for name in rows["public_data"]],
+        }
+    )
+    return shown.loc[:, [not (len(shown) and (shown[name] == NOTHING).all()) for name in shown]]
+
+
+def as_html(shown: pd.DataFrame) -> str:
+    """A frame of texts as an HTML table; nothing where it has no row."""
+    return shown.to_html(index=False, border=0) if len(shown) else ""
+
+
+def as_text(sentences: Sequence[str]) -> str:
+    """Sentences as paragraphs of Markdown, or a line that there are none yet."""
+    return "\n\n".join(sentences) or "*There is no record to compare with yet.*"
+
+
+def _number(value: float, form: str = "{:.1f}") -> str:
+    return NOTHING if math.isnan(value) else form.format(value)
+
+
+def _budget(epsilon: float) -> str:
+    return "none" if math.isinf(epsilon) else f"{epsilon:.3g}"
+
+
+def _with_spread(rows: pd.DataFrame, score: str, scale: float) -> list[str]:
+    pairs = zip(rows[score], rows[f"{score}_spread"], strict=True)
+    return [
+        _number(scale * mean) + ("" if math.isnan(spread) else f" ± {scale * spread:.1f}") for mean, spread in pairs
+    ]
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def commands_for_missing(rows: pd.DataFrame, dataset: str, profile: str, budgets: Sequence[float]) -> dict[str, str]:
+    """What has no record yet → the command that makes it.
+
+    Args:
+        rows: from `measured`.
+        budgets: the ε at which every private method should stand.
+    """
+    here = rows[(rows["dataset"] == dataset) & (rows["profile"] == profile) & (rows["public_data"] == "")]
+    done = set(zip(here["method"], here["epsilon"], strict=True))
+    found = {}
+    for name, method in METHODS.items():
+        for epsilon in budgets if method.private else [math.inf]:
+            if (name, epsilon) not in done:
+                at = f" at ε = {epsilon:g}" if method.private else ""
+                asked = f"{epsilon:g}" if method.private else "none"
+                command = f"dpldm run --dataset {dataset} --method {name} --epsilon {asked} --profile {profile}"
+                found[_title(name) + at] = command
+    return found
+
+
+def missing_in_words(rows: pd.DataFrame, dataset: str, profile: str, budgets: Sequence[float]) -> str:
+    """`commands_for_missing` for the page, in Markdown; one sentence where nothing is missing."""
+    missing = commands_for_missing(rows, dataset, profile, budgets)
+    if not missing:
+        return f"Every method has its record in the profile `{profile}`."
+    commands = "\n".join(missing.values())
+    return (
+        f"No record yet in the profile `{profile}`: {'; '.join(missing)}. Until there is one, nothing is said of it. "
+        f"To make them:\n\n```\n{commands}\n```"
+    )
+
+
+# --- who is ahead -----------------------------------------------------------------------------------------------------
+
+
+def claims(rows: pd.DataFrame, epsilon: float, score: Score = ACCURACY) -> list[str]:
+    """Sentences on this book's method at ε against the methods re-run here and the yardsticks, one per profile.
+
+    Only runs on the same data are compared, scored in the same way, with the same ε and δ (yardsticks have none). No
+    sentence without a run of ours and one to compare it with.
+
+    Args:
+        rows: from `measured`, of one data set.
+    """
+    here = rows[rows[score.key].notna()]
+    ours = here[(here["method"] == OWN) & (here["public_data"] == "") & (here["epsilon"] == epsilon)]
+    found = []
+    for _, own in ours.iterrows():
+        same = here[(here["protocol"] == own["protocol"]) & (here["profile"] == own["profile"])]
+        rivals = same[(same["method"] != OWN) & (same["epsilon"] == epsilon) & (same["delta"] == own["delta"])]
+        places = [_standings(own, others, score) for others in (rivals, same[~same["private"]])]
+        if any(places):
+            reached = score.reached.format(score.shown(own[score.key]))
+            text = f"At ε = {epsilon:g} ({own['profile']}) the method of this book {reached}"
+            text += f". Of the methods re-run here it is {places[0]}" if places[0] else ""
+            found.append(text + (f". Of the yardsticks it is {places[1]}." if places[1] else "."))
+    return found
+
+
+def _standings(own: pd.Series, others: pd.DataFrame, score: Score) -> str:
+    """'ahead of A (x) by n and B (y) by m; behind C (z) by k'; empty where there is nobody."""
+    places: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
+    for _, other in others.sort_values(score.key, ascending=not score.higher).iterrows():
+        gap = round(score.shown(own[score.key]) - score.shown(other[score.key]), 1)
+        words = _standing(gap, score.higher)
+        public = f" with {other['public_data']}" if other["public_data"] else ""
+        by = f" by {score.apart.format(abs(gap))}" if gap else ""
+        scatter = _scatter(own, other, score) if gap else ""
+        value = score.reads.format(score.shown(other[score.key]))
+        places[words].append(f"{other['title']}{public} ({value}){by}{scatter}")
+    return "; ".join(f"{words} {_listed(names)}" for words, names in places.items() if names)
+
+
+def _standing(gap: float, higher: bool) -> str:
+    if gap == 0:
+        return "level with"
+    return "ahead of" if (gap > 0) == higher else "behind"
+
+
+def _scatter(own: pd.Series, other: pd.Series, score: Score) -> str:
+    spread = math.hypot(own[f"{score.key}_spread"], other[f"{score.key}_spread"])  # NaN where one is not known
+    return ", less than they scatter" if abs(own[score.key] - other[score.key]) < spread else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+# --- what others published --------------------------------------------------------------------------------------------
+
+
+def read_published(path: Path) -> pd.DataFrame:
+    """Figures of others: `dataset`, `method`, `epsilon`, `score`, `value` (accuracies as fractions of 1),
+    `public_data` (empty for none) and `source` (where the figure was seen).
+
+    Raises:
+        ValueError: a column or source is missing, an accuracy is no fraction, or a figure stands there twice.
+        OSError: there is no such file.
+    """
+    found = pd.read_csv(path, keep_default_na=False)
+    if list(found) != _PUBLISHED:
+        raise ValueError(f"{path}: expected the columns {', '.join(_PUBLISHED)}, got {', '.join(found)}")
+    wrong = {
+        "a source": found["source"] == "",
+        "an accuracy from 0 to 1": ~found["value"].between(0, 1) & (found["score"] != "fid_inception"),
+        "one figure for each source": found.duplicated(["dataset", "method", "epsilon", "score", "source"]),
+    }
+    for expected, rows in wrong.items():
+        if rows.any():
+            raise ValueError(f"{path}: expected {expected}, got line {rows.idxmax() + 2}; correct it")
+    return found
+
+
+def beside_published(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Each run of a method that others have figures of, once for every figure of it at the same ε.
+
+    Runs on a part of the training images are left out.
+
+    Args:
+        rows: from `measured`.
+        published: from `read_published`; `Method.published` says which figures belong to a method.
+
+    Returns:
+        A frame with `title`, `epsilon`, `profile`, `cnn`, `fid_classifier`, `fid_inception` (measured here), `quoted`
+        (the name there), `source`, `quoted_cnn`, `quoted_fid` (NaN for none) and `difference` (of `cnn`: here minus
+        quoted).
+    """
+    wide = published.pivot(index=["dataset", "method", "epsilon", "source"], columns="score", values="value")
+    wide = wide.reindex(columns=["cnn", "fid_inception"]).dropna(subset="cnn").reset_index()
+    found = []
+    for _, run in rows[rows["whole"].astype(bool)].iterrows():
+        names = METHODS[run["method"]].published if run["method"] in METHODS and not run["public_data"] else ()
+        at = wide[(wide["dataset"] == run["dataset"]) & (wide["epsilon"] == run["epsilon"])]
+        for _, quoted in at[at["method"].isin(names)].iterrows():
+            here = run[["title", "epsilon", "profile", "cnn", "fid_classifier", "fid_inception"]].to_dict()
+            there = {"quoted": quoted["method"], "source": quoted["source"], "quoted_cnn": quoted["cnn"]}
+            apart = ACCURACY.shown(run["cnn"]) - ACCURACY.shown(quoted["cnn"])
+            found.append(here | there | {"quoted_fid": quoted["fid_inception"], "difference": round(apart, 1) / 100})
+    columns = ["title", "epsilon", "profile", "cnn", "fid_classifier", "fid_inception",
+               "quoted", "source", "quoted_cnn", "quoted_fid", "difference"]  # fmt: skip
+    return pd.DataFrame(found, columns=columns)
+
+
+def beside_as_shown(beside: pd.DataFrame) -> pd.DataFrame:
+    """`beside_published` for readers, texts with "–" where there is no number."""
+    return pd.DataFrame(
+        {
+            "method": beside["title"],
+            "ε": [_budget(epsilon) for epsilon in beside["epsilon"]],
+            "profile": beside["profile"],
+            "CNN, here (%)": [_number(100 * value) for value in beside["cnn"]],
+            "CNN, quoted (%)": [_number(100 * value) for value in beside["quoted_cnn"]],
+            "difference (points)": [_number(100 * value, "{:+.1f}") for value in beside["difference"]],
+            "FID (Inception), here": [_number(value) for value in beside["fid_inception"]],
+            "FID (Inception), quoted": [_number(value) for value in beside["quoted_fid"]],
+            "quoted from": beside["quoted"] + ", " + beside["source"],
+        }
+    )
+
+
+def repeats_in_words(beside: pd.DataFrame) -> list[str]:
+    """What the re-runs gave against what is quoted, a sentence for each method, ε and profile."""
+    found = []
+    for (title, epsilon, profile), group in beside.groupby(["title", "epsilon", "profile"], sort=False):
+        gaps = []
+        for _, row in group[group["difference"].notna()].iterrows():
+            gap = round(100 * row["difference"], 1)
+            words = "as much as" if gap == 0 else f"{abs(gap):.1f} points {'more' if gap > 0 else 'less'} than"
+            gaps.append(f"{words} “{row['quoted']}” ({100 * row['quoted_cnn']:.1f} %, {row['source']})")
+        if gaps:
+            here = ACCURACY.reads.format(ACCURACY.shown(group["cnn"].iloc[0]))
+            found.append(f"{title} at ε = {epsilon:g} ({profile}) reaches {here} here: {_listed(gaps)}.")
+    return found
+
+
+def among_published(rows: pd.DataFrame, published: pd.DataFrame, epsilon: float) -> list[str]:
+    """Where this book's method would stand among all quoted accuracies of a CNN at ε without public data, one sentence
+    per profile; none where nobody has a figure at that ε, nor for a run on a part of the training images.
+
+    Args:
+        rows: from `measured`, of one data set.
+        published: from `read_published`, of the same data set.
+    """
+    quoted = published[(published["score"] == "cnn") & (published["epsilon"] == epsilon)]
+    quoted = quoted[quoted["public_data"] == ""]
+    ours = rows[(rows["method"] == OWN) & (rows["public_data"] == "") & (rows["epsilon"] == epsilon)]
+    ours = ours[ours["cnn"].notna() & ours["whole"].astype(bool)]
+    if quoted.empty:
+        return []
+    best, found = quoted.loc[quoted["value"].idxmax()], []
+    for _, own in ours.iterrows():
+        here, highest = ACCURACY.shown(own["cnn"]), ACCURACY.shown(best["value"])
+        lower = sum(ACCURACY.shown(value) < here for value in quoted["value"])
+        gap = round(here - highest, 1)
+        place = "as much as ours" if gap == 0 else f"{abs(gap):.1f} points {'below' if gap > 0 else 'above'} ours"
+        found.append(
+            f"At ε = {epsilon:g} ({own['profile']}) our {here:.1f} % is more than {lower} of {len(quoted)} quoted "
+            f"figures. The highest of them is that of {best['method']} ({highest:.1f} %, {best['source']}), {place}."
+        )
+    return found
+
+
+# --- the methods, and what they draw ----------------------------------------------------------------------------------
+
+
+def index_of_methods() -> str:
+    """All methods of `dpldm.experiment.METHODS` as a Markdown table: name, title, what it does, citation, and under
+    which names others give figures of it."""
+    lines = ["| name | method | what it does | from | quoted here as |", "|---|---|---|---|---|"]
+    for name, method in METHODS.items():
+        source = f"{{cite:t}}`{method.citation}`" if method.citation else "this book"
+        quoted = ", ".join(method.published) or NOTHING
+        lines.append(f"| `{name}` | {_title(name)} | {method.about} | {source} | {quoted} |")
+    return "\n".join(lines)
+
+
+def samples(
+    rows: pd.DataFrame,
+    epsilon: float,
+    folders: Sequence[Path],
+    image_shape: tuple[int, int, int],
+    each: int = 2,
+) -> dict[str, np.ndarray]:
+    """The first images of every class by every method at ε and by the yardsticks, from the grids beside the records.
+
+    Args:
+        rows: from `measured`, of one data set.
+        folders: of records, the first that has the grid counts; a run whose grid is in none is left out.
+        image_shape: (C, H, W).
+        each: images of every class, 1 to 10.
+
+    Returns:
+        Name of the method → (classes · ``each``, C, H, W) in [0, 1], by class; all of the same labels.
+    """
+    found = {}
+    wanted = rows[(rows["epsilon"] == epsilon) | ~rows["private"]]
+    order = [*METHODS, *wanted["method"]]
+    for _, run in sorted(wanted.iterrows(), key=lambda item: order.index(item[1]["method"])):
+        grids = [folder / Path(run["records"][0]).with_suffix(".png") for folder in folders]
+        grid = next((path for path in grids if path.is_file()), None)
+        if grid is not None:
+            public = f" + {run['public_data']}" if run["public_data"] else ""
+            profile = f" ({run['profile']})" if wanted["profile"].nunique() > 1 else ""
+            images = plots.read_grid_png(grid, image_shape)[:, :each]
+            found[run["method"] + public + profile] = images.reshape(-1, *image_shape)
+    return found

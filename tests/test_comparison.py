@@ -1,0 +1,307 @@
+"""The comparison: what stands in its tables and sentences, whichever way the records fall, and with records missing."""
+
+import math
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dpldm import book, cli, comparison, plots, results
+from dpldm.experiment import METHODS, Experiment
+
+PUBLISHED = book.ROOT / "book" / "published.csv"
+
+
+def record(method="dpldm", epsilon=10.0, cnn=(0.95, 0.96), fid=20.0, seed=0, profile="quick", **changes):
+    """A record whose settings are those that the method has today, unless ``settings`` says otherwise."""
+    now = Experiment("mnist", epsilon, method=method, profile=profile).resolved()
+    settings = {
+        "synthesis": asdict(now.settings), "evaluation": asdict(now.evaluation), "n_synthetic": now.n_synthetic,
+        "limit": None, "secure_mode": False,
+    }  # fmt: skip
+    private = epsilon is not None
+    mechanism = {"name": "m", "stage": "s", "noise_multiplier": 2.0, "sample_rate": 1.0, "steps": 1, "sensitivity": 1.0}
+    made = {
+        "schema": 1, "method": method, "dataset": "mnist", "profile": profile, "seed": seed, "public_data": None,
+        "settings": settings | changes.pop("settings", {}),
+        "privacy": {
+            "epsilon_target": epsilon, "epsilon": epsilon, "epsilon_rdp": epsilon, "delta": 1e-5 if private else None,
+            "relation": "r" if private else None, "accountant": "prv" if private else None,
+            "mechanisms": [mechanism] if private else [],
+        },
+        "metrics": {
+            "fid_classifier": fid, "fid_inception": None, "accuracy": {"cnn": list(cnn), "mlp": [0.9], "logreg": []},
+            "precision": None, "recall": None, "n_synthetic": 60_000, "parameters": 1_234,
+        },
+        "seconds": {"compression": 4.0, "diffusion": 100.0, "sampling": None, "evaluation": 60.0},
+        "device": "cpu: a model, 2 cores", "commit": "0123abc", "versions": {"python": "3.11"},
+        "data_sha256": {"train": "a" * 64},
+    }  # fmt: skip
+    made |= changes
+    results.validate(made)
+    return made
+
+
+def measured(*records):
+    return comparison.measured(records)
+
+
+# --- the index of methods ---------------------------------------------------------------------------------------------
+
+
+def test_every_method_is_described_once_and_cited_from_the_bibliography():
+    keys = set(re.findall(r"^@\w+\{(\w+),", (book.ROOT / "book" / "references.bib").read_text("utf-8"), re.MULTILINE))
+    for name, method in METHODS.items():
+        assert method.title, name
+        assert method.about.endswith("."), name
+        assert not method.citation or method.citation in keys, name
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
+    table = comparison.index_of_methods()
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(METHODS)
+    assert set(METHODS) == set(cli.METHODS)
+
+
+def test_a_published_name_belongs_to_one_method_and_is_in_the_file():
+    quoted = [name for method in METHODS.values() for name in method.published]
+    assert len(set(quoted)) == len(quoted)
+    assert set(quoted) <= set(comparison.read_published(PUBLISHED)["method"])
+    for name, method in METHODS.items():
+        assert all(one.lower().startswith(name) for one in method.published)
+
+
+# --- what was measured ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_what_the_records_say():
+    rows = measured(record(), record(seed=1, cnn=(0.91, 0.92)), record("real", None, cnn=(0.99,)), record(epsilon=1.0))
+    assert list(rows["epsilon"]) == [10, 1, math.inf]
+    shown = comparison.as_shown(rows)
+    first = shown.iloc[0]
+    values = [0.95, 0.96, 0.91, 0.92]
+    assert first["CNN (%)"] == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+    assert (first["method"], first["ε"], first["seeds"]) == ("Latent diffusion", "10", "2")
+    assert (first["time (s)"], first["parameters"], first["public data"]) == ("104", "1,234", "none")
+    assert shown.iloc[2]["ε"] == "none"
+    assert shown.iloc[2]["CNN (%)"] == "99.0"
+    assert "FID (Inception)" not in shown
+    assert "log. reg. (%)" not in shown
+
+
+def test_no_nan_where_a_record_lacks_something():
+    old = record(cnn=(), fid=None)
+    del old["metrics"]["parameters"]
+    rows = measured(old, record("dp-merf"))
+    pages = [comparison.as_html(comparison.as_shown(rows)), comparison.as_html(comparison.as_shown(rows.iloc[:0]))]
+    beside = comparison.beside_published(rows, comparison.read_published(PUBLISHED))
+    pages += [comparison.as_html(comparison.beside_as_shown(beside)), *comparison.repeats_in_words(beside)]
+    pages += [comparison.missing_in_words(rows, "mnist", "quick", [10.0])]
+    assert "–" in pages[0]
+    assert not any(re.search(r"\b(nan|NaN|None|inf)\b", page) for page in pages)
+    assert comparison.claims(rows, 10.0) == []
+    assert comparison.claims(rows, 10.0, comparison.DISTANCE) == []
+
+
+def test_without_any_record_all_is_empty_and_nothing_breaks():
+    rows = measured()
+    published = comparison.read_published(PUBLISHED)
+    beside = comparison.beside_published(rows, published)
+    assert comparison.as_html(comparison.as_shown(rows)) == ""
+    assert comparison.as_html(comparison.beside_as_shown(beside)) == ""
+    assert comparison.repeats_in_words(beside) == comparison.claims(rows, 10.0) == []
+    assert comparison.among_published(rows, published, 10.0) == []
+    assert comparison.samples(rows, 10.0, [], (1, 28, 28)) == {}
+    assert "no record" in comparison.as_text([])
+
+
+def test_of_several_settings_those_of_today_are_shown_else_those_with_most_seeds():
+    other, another = {"synthesis": {"width": 1}}, {"synthesis": {"width": 2}}
+    today = record(cnn=(0.5,))
+    many = [record(seed=seed, settings=other, cnn=(0.6,)) for seed in range(3)]
+    one = record(settings=another, cnn=(0.7,))
+    assert list(measured(today, *many, one)["cnn"]) == [0.5]
+    assert list(measured(*many, one)["cnn"]) == [pytest.approx(0.6)]
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_named_with_a_command_that_the_command_line_takes():
+    rows = measured(record(), record("dp-merf", 1.0), record("real", None), record("gs-wgan", profile="smoke"))
+    commands = comparison.commands_for_missing(rows, "mnist", "quick", [10.0, 1.0])
+    private = sum(method.private for method in METHODS.values())
+    assert len(commands) == 2 * private + (len(METHODS) - private) - 3
+    assert "DP-MERF at ε = 10" in commands
+    assert "DP-MERF at ε = 1" not in commands
+    assert "GS-WGAN at ε = 10" in commands  # a smoke record is none of the quick profile
+    for command in commands.values():
+        given = cli._parser().parse_args(command.split()[1:])
+        assert cli._experiment(given, cli._epsilon(given)).profile == "quick"
+    said = comparison.missing_in_words(rows, "mnist", "quick", [10.0, 1.0])
+    assert all(name in said and command in said for name, command in commands.items())
+
+
+def test_nothing_missing_is_said_too():
+    rows = measured(*(record(name, 10.0 if method.private else None) for name, method in METHODS.items()))
+    assert comparison.commands_for_missing(rows, "mnist", "quick", [10.0]) == {}
+    assert "Every method" in comparison.missing_in_words(rows, "mnist", "quick", [10.0])
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (0.95, 0.90, "ahead of DP-MERF (90.0 %) by 5.0 points"),
+        (0.90, 0.95, "behind DP-MERF (95.0 %) by 5.0 points"),
+        (0.95, 0.95, "level with DP-MERF (95.0 %)"),
+        (0.95001, 0.95, "level with DP-MERF (95.0 %)"),
+    ],
+)
+def test_a_claim_holds_in_both_directions(ours, theirs, expected):
+    rows = measured(record(cnn=(ours,)), record("dp-merf", cnn=(theirs,)))
+    (said,) = comparison.claims(rows, 10.0)
+    assert said == (
+        f"At ε = 10 (quick) the method of this book reaches {100 * ours:.1f} % with the CNN. "
+        f"Of the methods re-run here it is {expected}."
+    )
+
+
+def test_of_distances_less_is_better():
+    near, far = record(fid=10.0), record("dp-merf", fid=30.0)
+    (said,) = comparison.claims(measured(near, far), 10.0, comparison.DISTANCE)
+    assert "ahead of DP-MERF (30.0) by 20.0." in said
+    near, far = record(fid=30.0), record("dp-merf", fid=10.0)
+    (said,) = comparison.claims(measured(near, far), 10.0, comparison.DISTANCE)
+    assert "behind DP-MERF (10.0) by 20.0." in said
+
+
+def test_a_difference_below_the_scatter_says_so():
+    wide = measured(record(cnn=(0.90, 0.96)), record("dp-merf", cnn=(0.91, 0.94)))
+    narrow = measured(record(cnn=(0.932, 0.934)), record("dp-merf", cnn=(0.927, 0.929)))
+    assert "by 0.5 points, less than they scatter" in comparison.claims(wide, 10.0)[0]
+    assert "by 0.5 points." in comparison.claims(narrow, 10.0)[0]
+
+
+def test_rivals_on_both_sides_and_yardsticks_are_sorted():
+    rows = measured(
+        record(cnn=(0.90,)), record("dp-merf", cnn=(0.80,)), record("gs-wgan", cnn=(0.70,)),
+        record("class-gaussian", cnn=(0.93,)), record("real", None, cnn=(0.99,)),
+    )  # fmt: skip
+    assert comparison.claims(rows, 10.0) == [
+        "At ε = 10 (quick) the method of this book reaches 90.0 % with the CNN. "
+        "Of the methods re-run here it is ahead of DP-MERF (80.0 %) by 10.0 points and GS-WGAN (70.0 %) by 20.0 "
+        "points; behind Class Gaussian (93.0 %) by 3.0 points. "
+        "Of the yardsticks it is behind Real images (99.0 %) by 9.0 points."
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"epsilon": 1.0},
+        {"profile": "paper"},
+        {"settings": {"n_synthetic": 10}},
+        {"settings": {"evaluation": None}},
+        {"data_sha256": {"train": "b" * 64}},
+        {"cnn": ()},
+    ],
+)
+def test_what_was_not_measured_in_the_same_way_is_not_compared(other):
+    assert comparison.claims(measured(record(), record("dp-merf", **other)), 10.0) == []
+    assert comparison.claims(measured(record("dp-merf", **other)), 10.0) == []
+
+
+def test_another_delta_is_not_compared():
+    other = record("dp-merf")
+    other["privacy"]["delta"] = 1e-6
+    assert comparison.claims(measured(record(), other), 10.0) == []
+
+
+# --- what others published --------------------------------------------------------------------------------------------
+
+
+def test_the_published_file_is_whole_and_mistakes_are_named(tmp_path):
+    good = comparison.read_published(PUBLISHED)
+    wrong = {
+        "a source": good.assign(source=good["source"].where(good.index != 3, "")),
+        "an accuracy from 0 to 1": good.assign(value=good["value"].where(good["score"] != "cnn", 97.3)),
+        "one figure for each source": pd.concat([good, good.iloc[:1]]),
+        "the columns": good.drop(columns="source"),
+    }
+    for expected, frame in wrong.items():
+        frame.to_csv(tmp_path / "published.csv", index=False)
+        with pytest.raises(ValueError, match=f"expected {expected}") as caught:
+            comparison.read_published(tmp_path / "published.csv")
+        assert "\n" not in str(caught.value)
+
+
+def quoted(**values):
+    rows = [("mnist", name, 10.0, "cnn", value, "", "a table") for name, value in values.items()]
+    return pd.DataFrame(rows, columns=comparison._PUBLISHED)
+
+
+@pytest.mark.parametrize(("here", "words"), [(0.85, "2.0 points more than"), (0.81, "2.0 points less than")])
+def test_a_repeat_is_held_to_its_published_figures(here, words):
+    figures = quoted(**{"DP-MERF": 0.83, "DP-MERF (re-run)": here, "DPGAN": 0.5})
+    beside = comparison.beside_published(measured(record("dp-merf", cnn=(here,)), record()), figures)
+    assert dict(zip(beside["quoted"], beside["difference"].round(6), strict=True)) == {
+        "DP-MERF": round(here - 0.83, 6), "DP-MERF (re-run)": 0.0,
+    }  # fmt: skip
+    (said,) = comparison.repeats_in_words(beside)
+    assert said == (
+        f"DP-MERF at ε = 10 (quick) reaches {100 * here:.1f} % here: {words} “DP-MERF” (83.0 %, a table) and as much "
+        f"as “DP-MERF (re-run)” ({100 * here:.1f} %, a table)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        (0.90, ("our 90.0 % is more than 2 of 2", "10.0 points below ours.")),
+        (0.75, ("our 75.0 % is more than 1 of 2", "5.0 points above ours.")),
+        (0.80, ("our 80.0 % is more than 1 of 2", "as much as ours.")),
+    ],
+)
+def test_our_place_among_published_figures(ours, expected):
+    figures = quoted(**{"GS-WGAN": 0.80, "DPGAN": 0.70})
+    with_public = figures.assign(method="PE", value=0.99, public_data="ImageNet").iloc[:1]
+    figures = pd.concat([figures, with_public], ignore_index=True)
+    rows = measured(record(cnn=(ours,)))
+    place, gap = expected
+    highest = "The highest of them is that of GS-WGAN (80.0 %, a table)"
+    assert comparison.among_published(rows, figures, 10.0) == [
+        f"At ε = 10 (quick) {place} quoted figures. {highest}, {gap}"
+    ]
+    assert comparison.among_published(rows, figures, 1.0) == []
+
+
+def test_runs_on_a_part_of_the_images_are_not_held_to_published_figures():
+    rows = measured(record(settings={"limit": 2_000}), record("dp-merf", settings={"limit": 2_000}))
+    figures = quoted(**{"DP-MERF": 0.83})
+    assert comparison.beside_published(rows, figures).empty
+    assert comparison.among_published(rows, figures, 10.0) == []
+    assert len(comparison.claims(rows, 10.0)) == 1
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_all_methods_have_the_same_labels(tmp_path):
+    """Grids whose pixels tell method, class and place in the row."""
+    made = [record(), record("dp-merf"), record("real", None), record("gs-wgan"), record("dp-merf", 1.0)]
+    labels, names = torch.arange(30).repeat_interleave(2)[:30] % 3, ("zero", "one", "two")
+    for number, one in enumerate(made):
+        if one["method"] != "gs-wgan":
+            values = (40 * number + 10 * labels + torch.arange(30) // 6).float() / 255
+            path = tmp_path / results.record_name(one).replace(".json", ".png")
+            plots.save_grid_png(path, values.reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6), labels, names, {})
+    found = comparison.samples(measured(*made), 10.0, [tmp_path / "none", tmp_path], (1, 6, 6))
+    assert list(found) == ["dpldm", "dp-merf", "real"]
+    for start, images in zip((0, 40, 80), found.values(), strict=True):
+        assert images.shape == (6, 1, 6, 6)
+        assert np.ptp(images, axis=(1, 2, 3)).max() == 0
+        assert (255 * images[:, 0, 0, 0]).round().tolist() == [start + 10 * c for c in (0, 0, 1, 1, 2, 2)]
