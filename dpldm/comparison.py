@@ -115,19 +115,15 @@ def _made_today(record: Mapping[str, Any]) -> bool:
 
 
 def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `measured` for readers: texts with units in the heads, "–" where there is no number.
+    """The rows of `measured` for readers: accuracy, distance, time, size, public data.
 
-    Columns that no run has are left out.
+    Texts with units in the heads, "–" where there is no number; a column that no run has and a single profile are left
+    out.
     """
-    shown = pd.DataFrame(
-        {
-            "method": rows["title"],
-            "ε": [_budget(epsilon) for epsilon in rows["epsilon"]],
-            "profile": rows["profile"],
-            "seeds": rows["seeds"].astype(str),
+    return _telling(
+        _named(rows)
+        | {
             "CNN (%)": _with_spread(rows, "cnn", 100),
-            "MLP (%)": _with_spread(rows, "mlp", 100),
-            "log. reg. (%)": _with_spread(rows, "logreg", 100),
             "FID (classifier)": _with_spread(rows, "fid_classifier", 1),
             "FID (Inception)": _with_spread(rows, "fid_inception", 1),
             "time (s)": [f"{seconds:,.1f}" if seconds < 9.95 else f"{seconds:,.0f}" for seconds in rows["making"]],
@@ -135,7 +131,30 @@ def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
             "public data": [name or "none" for name in rows["public_data"]],
         }
     )
-    return shown.loc[:, [not (len(shown) and (shown[name] == NOTHING).all()) for name in shown]]
+
+
+def classifiers_as_shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows with all classifiers and the number of seeds."""
+    return _telling(
+        _named(rows)
+        | {
+            "seeds": rows["seeds"].astype(str),
+            "CNN (%)": _with_spread(rows, "cnn", 100),
+            "MLP (%)": _with_spread(rows, "mlp", 100),
+            "logistic regression (%)": _with_spread(rows, "logreg", 100),
+        }
+    )
+
+
+def _named(rows: pd.DataFrame) -> dict[str, Any]:
+    return {"method": rows["title"], "ε": [_budget(epsilon) for epsilon in rows["epsilon"]], "profile": rows["profile"]}
+
+
+def _telling(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """A frame without columns of nothing, and without the profile where there is only one."""
+    shown = pd.DataFrame(columns)
+    told = [name for name in shown if shown.empty or not (shown[name] == NOTHING).all()]
+    return shown[[name for name in told if name != "profile" or shown[name].nunique() > 1]]
 
 
 def as_html(shown: pd.DataFrame) -> str:
@@ -159,7 +178,8 @@ def _budget(epsilon: float) -> str:
 def _with_spread(rows: pd.DataFrame, score: str, scale: float) -> list[str]:
     pairs = zip(rows[score], rows[f"{score}_spread"], strict=True)
     return [
-        _number(scale * mean) + ("" if math.isnan(spread) else f" ± {scale * spread:.1f}") for mean, spread in pairs
+        _number(scale * mean) + ("" if math.isnan(spread) else f"\u00a0±\u00a0{scale * spread:.1f}")
+        for mean, spread in pairs
     ]
 
 
@@ -311,11 +331,9 @@ def beside_published(rows: pd.DataFrame, published: pd.DataFrame) -> pd.DataFram
 
 def beside_as_shown(beside: pd.DataFrame) -> pd.DataFrame:
     """`beside_published` for readers, texts with "–" where there is no number."""
-    return pd.DataFrame(
-        {
-            "method": beside["title"],
-            "ε": [_budget(epsilon) for epsilon in beside["epsilon"]],
-            "profile": beside["profile"],
+    return _telling(
+        _named(beside)
+        | {
             "CNN, here (%)": [_number(100 * value) for value in beside["cnn"]],
             "CNN, quoted (%)": [_number(100 * value) for value in beside["quoted_cnn"]],
             "difference (points)": [_number(100 * value, "{:+.1f}") for value in beside["difference"]],

@@ -70,6 +70,12 @@ Markdown(comparison.index_of_methods())
 HTML(comparison.as_html(comparison.as_shown(rows)))
 
 # %% [markdown]
+# The two other classifiers, and how many seeds there are:
+
+# %%
+HTML(comparison.as_html(comparison.classifiers_as_shown(rows)))
+
+# %% [markdown]
 # Times depend on the machine. These were taken on:
 
 # %%

@@ -81,13 +81,17 @@ def test_the_table_shows_what_the_records_say():
     shown = comparison.as_shown(rows)
     first = shown.iloc[0]
     values = [0.95, 0.96, 0.91, 0.92]
-    assert first["CNN (%)"] == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
-    assert (first["method"], first["ε"], first["seeds"]) == ("Latent diffusion", "10", "2")
+    assert first["CNN (%)"] == f"{100 * np.mean(values):.1f}\u00a0±\u00a0{100 * np.std(values, ddof=1):.1f}"
+    assert (first["method"], first["ε"]) == ("Latent diffusion", "10")
     assert (first["time (s)"], first["parameters"], first["public data"]) == ("104", "1,234", "none")
     assert shown.iloc[2]["ε"] == "none"
     assert shown.iloc[2]["CNN (%)"] == "99.0"
     assert "FID (Inception)" not in shown
-    assert "log. reg. (%)" not in shown
+    assert "profile" not in shown
+    more = comparison.classifiers_as_shown(rows)
+    assert list(more) == ["method", "ε", "seeds", "CNN (%)", "MLP (%)"]
+    assert list(more["seeds"]) == ["2", "1", "1"]
+    assert list(comparison.as_shown(measured(record(), record(profile="paper")))["profile"]) == ["paper", "quick"]
 
 
 def test_no_nan_where_a_record_lacks_something():
@@ -95,6 +99,7 @@ def test_no_nan_where_a_record_lacks_something():
     del old["metrics"]["parameters"]
     rows = measured(old, record("dp-merf"))
     pages = [comparison.as_html(comparison.as_shown(rows)), comparison.as_html(comparison.as_shown(rows.iloc[:0]))]
+    pages += [comparison.as_html(comparison.classifiers_as_shown(rows))]
     beside = comparison.beside_published(rows, comparison.read_published(PUBLISHED))
     pages += [comparison.as_html(comparison.beside_as_shown(beside)), *comparison.repeats_in_words(beside)]
     pages += [comparison.missing_in_words(rows, "mnist", "quick", [10.0])]
@@ -109,6 +114,7 @@ def test_without_any_record_all_is_empty_and_nothing_breaks():
     published = comparison.read_published(PUBLISHED)
     beside = comparison.beside_published(rows, published)
     assert comparison.as_html(comparison.as_shown(rows)) == ""
+    assert comparison.as_html(comparison.classifiers_as_shown(rows)) == ""
     assert comparison.as_html(comparison.beside_as_shown(beside)) == ""
     assert comparison.repeats_in_words(beside) == comparison.claims(rows, 10.0) == []
     assert comparison.among_published(rows, published, 10.0) == []
