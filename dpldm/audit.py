@@ -779,7 +779,7 @@ def reading(name: str, examples: Examples, settings: SynthesisSettings, spec: Pr
 def _first_stage(
     data: PrivateData, settings: SynthesisSettings, allowance: Allowance, seed: int
 ) -> compression.Compressor:
-    compressor = compression.build(_shape(data), settings.compression)
+    compressor = compression.build(_shape(data), settings.compression, seed)
     random = torch.Generator().manual_seed(seed)
     for _ in compressor.fit(data, allowance, NoiseSource.seeded(seed), random):
         pass

@@ -145,9 +145,7 @@ class ClassGaussian(Baseline):
     ) -> None:
         super().__init__(shape, num_classes, spec, seed, device)
         self.settings = settings
-        with torch.random.fork_rng(devices=[]):  # an autoencoder's first weights
-            torch.manual_seed(1000 * seed + 800)
-            self.compressor = compression.build(shape, settings.compression)
+        self.compressor = compression.build(shape, settings.compression, 1000 * seed + 800)
         self.mixture: Mixture | None = None
 
     def total_steps(self, stage: str) -> int:

@@ -371,6 +371,8 @@ COMPRESSORS: dict[str, Callable[[Shape, CompressionSettings], Any]] = {
 }
 
 
-def build(shape: Shape, settings: CompressionSettings) -> Compressor:
-    """An unfitted compressor for images of ``shape`` (C, H, W)."""
-    return COMPRESSORS[settings.kind](shape, settings)
+def build(shape: Shape, settings: CompressionSettings, seed: int = 0) -> Compressor:
+    """An unfitted compressor for images of ``shape`` (C, H, W); ``seed`` decides the first weights where it has any."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return COMPRESSORS[settings.kind](shape, settings)

@@ -114,9 +114,7 @@ class LatentDiffusion:
     ) -> None:
         self.shape, self.num_classes, self.settings, self.spec, self.seed = shape, num_classes, settings, spec, seed
         self.device = torch.device(device)
-        with torch.random.fork_rng(devices=[]):  # an autoencoder's first weights
-            torch.manual_seed(1000 * seed + 800)
-            self.compressor = compression.build(shape, settings.compression)
+        self.compressor = compression.build(shape, settings.compression, 1000 * seed + 800)
         self.mixture: Mixture | None = None
         self.network: ResidualMLP | None = None
         self.selector: torch.nn.Module | None = None

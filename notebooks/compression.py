@@ -83,7 +83,7 @@ def fitted(chosen: compression.CompressionSettings, budget: float | None) -> tup
     """Stage 1 alone on the private images with all of a budget ε; None for no noise."""
     noise_multiplier = gaussian_noise_multiplier(budget, delta) if budget else 0.0
     guard = PrivateData(train.images, train.labels, train.num_classes, Ledger())
-    compressor = compression.build(train.image_shape, chosen)
+    compressor = compression.build(train.image_shape, chosen, seed)
     random = torch.Generator().manual_seed(seed)
     list(compressor.fit(guard, Allowance(noise_multiplier, delta), NoiseSource.seeded(seed), random))
     return compressor, guard.ledger

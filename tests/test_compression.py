@@ -141,6 +141,13 @@ def test_refined_decoder_starts_at_the_linear_one_and_learns_what_it_misses():
     )
 
 
+def test_first_weights_come_from_the_seed_alone():
+    settings = CompressionSettings("autoencoder", autoencoder=TINY.autoencoder)
+    first, again, other = (compression.build((1, 8, 8), settings, seed).state() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
 def test_autoencoder_latents_have_unit_scale_whatever_the_image():
     compressor = compression.build((1, 8, 8), CompressionSettings("autoencoder", autoencoder=TINY.autoencoder))
     latents = compressor.encode(torch.rand(10, 1, 8, 8))
