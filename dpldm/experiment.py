@@ -135,7 +135,7 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
 
     Chosen with a small classifier on a validation split (the last 10,000) of both sets' training images, seed 1; there
     Fashion-MNIST did as well with one Gaussian per class at ε = 10. There, where classes overlap, the better of two
-    candidates is worth about two points of CNN accuracy; on MNIST it costs some. The rules between the measured ε are
+    candidates is worth up to two points of CNN accuracy; on MNIST it costs some. The rules between the measured ε are
     interpolated.
     """
     several = dataset != "fashion_mnist"
