@@ -345,7 +345,7 @@ def _progress() -> Any:
 RECORDS, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("runs"), 10.0
 # The names in `dpldm.experiment.METHODS`; a test holds the two together. YARDSTICKS take no ε.
 YARDSTICKS = ("real", "non-private")
-METHODS = ("dpldm", "class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "reading-b", *YARDSTICKS)
+METHODS = ("dpldm", "class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "dpdm", "reading-b", *YARDSTICKS)
 ABOUT_METHODS = f"{', '.join(METHODS)} (default dpldm); {' and '.join(YARDSTICKS)} are yardsticks without privacy"
 
 

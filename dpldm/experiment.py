@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dpldm import baselines, evaluation, generators, privacy, results
+from dpldm import baselines, evaluation, generators, pixel, privacy, results
 from dpldm import data as datasets
 from dpldm.compression import CompressionSettings, Compressor, PCASettings, RefinedPCASettings
 from dpldm.data import ImageData
@@ -194,6 +194,21 @@ METHODS: dict[str, Method] = {
         about="Secret discriminators on parts of the data teach a generator, through clipped and noised gradients.",
         citation="chen2020gswgan",
         published=("GS-WGAN", "GS-WGAN (re-run)"),
+    ),
+    pixel.PixelDiffusion.method: Method(
+        pixel.PixelDiffusion,
+        pixel.PixelDiffusionSettings,
+        pixel.pixel_settings,
+        title="DPDM",
+        about="A diffusion model of the pixels themselves, fitted by DP-SGD with several noise draws for each image.",
+        citation="dockhorn2023dpdm",
+        published=(
+            "DPDM",
+            "DPDM (FID sampler)",
+            "DPDM (accuracy sampler)",
+            "DPDM (stochastic DDIM)",
+            "DPDM (deterministic DDIM)",
+        ),
     ),
     "reading-b": Method(
         baselines.NoisedLatents,

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from dpldm import audit, baselines, compression, generators, mixture, privacy, synthesis, training
+from dpldm import audit, baselines, compression, generators, mixture, pixel, privacy, synthesis, training
 from dpldm.audit import (
     CanaryScores,
     Examples,
@@ -642,7 +642,7 @@ def test_one_more_image_moves_no_sum_by_more_than_its_sensitivity(extra):
         assert moved[1] > 0.99
 
 
-GUARDED = (baselines, compression, generators, mixture, synthesis)
+GUARDED = (baselines, compression, generators, mixture, pixel, synthesis)
 
 
 @pytest.mark.parametrize("module", GUARDED, ids=lambda module: module.__name__)
