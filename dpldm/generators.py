@@ -42,12 +42,14 @@ def _require_positive(settings: object, *names: str) -> None:
 class GeneratorSettings:
     """The generator and how it is trained; public, since it sees sanitised gradients only.
 
-    latent: numbers drawn for an image. width: of its two hidden layers.
+    latent: numbers drawn for an image. label_scale: the length of a label among them; a long one makes classes
+    differ early, while noise still drowns the differences within a class. width: of its two hidden layers.
     steps: releases of a gradient. images: generated for each of them. learning_rate: of Adam, falling to 0 in a line.
     ema_decay: of the average of the weights that is kept. sampling_batch: images drawn at a time.
     """
 
-    latent: int = 16
+    latent: int = 8
+    label_scale: float = 5.0
     width: int = 256
     steps: int = 40_000
     images: int = 30
@@ -56,7 +58,7 @@ class GeneratorSettings:
     sampling_batch: int = 2_000
 
     def __post_init__(self) -> None:
-        names = ("latent", "width", "steps", "images", "learning_rate", "sampling_batch")
+        names = ("latent", "label_scale", "width", "steps", "images", "learning_rate", "sampling_batch")
         _require_positive(self, *names)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}: use for example 0.999")
@@ -73,7 +75,7 @@ class ConditionalGenerator(nn.Module):
     def __init__(self, shape: Shape, num_classes: int, settings: GeneratorSettings) -> None:
         super().__init__()
         colours, height, width = shape
-        self.small = (colours, height // 2, width // 2)
+        self.small, self.label_scale = (colours, height // 2, width // 2), settings.label_scale
         self.dense = nn.Sequential(
             nn.Linear(settings.latent + num_classes, settings.width),
             nn.ReLU(),
@@ -84,7 +86,8 @@ class ConditionalGenerator(nn.Module):
         self.enlarge = nn.Upsample(scale_factor=2, mode="bilinear")
 
     def forward(self, latents: Tensor, hot: Tensor) -> Tensor:
-        return self.enlarge(self.dense(torch.cat([latents, hot], dim=1)).unflatten(1, self.small)).sigmoid()
+        small = self.dense(torch.cat([latents, self.label_scale * hot], dim=1)).unflatten(1, self.small)
+        return self.enlarge(small).sigmoid()
 
 
 class ImageGradientMethod(Baseline):
@@ -250,32 +253,47 @@ class SinkhornSettings:
 
 
 @torch.no_grad()
-def transport_plan(cost: Tensor, regularisation: float, iterations: int) -> Tensor:
-    """Entropic optimal transport between two sets of equal masses: the plan P (n, m) ≥ 0, of total 1.
+def transport_plan(cost: Tensor, regularisation: float, iterations: int, masses: Tensor | None = None) -> Tensor:
+    """Entropic optimal transport from n equal masses to m masses: the plan P (n, m) ≥ 0, of total 1.
 
-    Minimises ⟨P, cost⟩ + λ KL(P ‖ uniform) over plans with rows of 1/n and columns of 1/m, by Sinkhorn's algorithm in
-    logarithms (Cuturi 2013). Rows are exact after any number of iterations, columns in the limit.
+    Minimises ⟨P, cost⟩ + λ KL(P ‖ product of the masses) over plans with rows of 1/n and columns of ``masses``, by
+    Sinkhorn's algorithm in logarithms (Cuturi 2013). Rows are exact after any number of iterations, columns in the
+    limit.
 
     Args:
         cost: (n, m), n and m >= 1. regularisation: λ > 0, in the unit of ``cost``. iterations: >= 1.
+        masses: (m,), > 0, of total 1; None for equal ones.
     """
     scores = -cost / regularisation
-    rows = scores.new_zeros(len(cost), 1)
     for _ in range(iterations):
-        columns = -(scores + rows).logsumexp(0, keepdim=True)
-        rows = -(scores + columns).logsumexp(1, keepdim=True)
-    return (scores + rows + columns).exp() / len(cost)
+        scores = scores.log_softmax(0)
+        if masses is not None:
+            scores = scores + masses.log()
+        scores = scores.log_softmax(1)
+    return scores.exp() / len(cost)
 
 
-def transport_cost(cost: Tensor, regularisation: float, iterations: int) -> Tensor:
-    """W_λ = min ⟨P, cost⟩ + λ KL(P ‖ uniform), a number ≥ 0 for costs ≥ 0, with its gradient.
+def transport_cost(cost: Tensor, regularisation: float, iterations: int, masses: Tensor | None = None) -> Tensor:
+    """W_λ = min ⟨P, cost⟩ + λ KL(P ‖ product of the masses), a number ≥ 0 for costs ≥ 0, with its gradient.
 
     By the envelope theorem its derivative with respect to ``cost`` is the optimal plan itself, so nothing is
-    differentiated through the iterations (Feydy et al. 2019).
+    differentiated through the iterations (Feydy et al. 2019). Arguments as of `transport_plan`.
     """
-    plan = transport_plan(cost, regularisation, iterations)
-    entropy = torch.special.xlogy(plan, plan * plan.numel()).sum()
+    plan = transport_plan(cost, regularisation, iterations, masses)
+    product = plan.new_full((plan.shape[1],), 1 / plan.shape[1]) if masses is None else masses
+    entropy = torch.special.xlogy(plan, plan * len(plan) / product).sum()
     return (plan * cost).sum() + regularisation * entropy
+
+
+def class_masses(labels: Tensor, generated_labels: Tensor) -> Tensor:
+    """Masses (M,) of private images that give each class the mass it has among the generated ones (B,).
+
+    Every class of ``labels`` has to be among ``generated_labels``; the total is 1.
+    """
+    size = int(torch.cat([labels, generated_labels]).max()) + 1
+    counts, wanted = (torch.bincount(each, minlength=size) for each in (labels, generated_labels))
+    masses = (wanted[labels] / counts[labels]).float()
+    return masses / masses.sum()
 
 
 def pair_costs(
@@ -283,9 +301,10 @@ def pair_costs(
 ) -> Tensor:
     """Costs (n, m) of all pairs of (n, C, H, W) and (m, C, H, W) images with labels: see `SinkhornSettings`."""
     left, right = images.flatten(1), others.flatten(1)
-    squares = left.square().sum(1, keepdim=True) + right.square().sum(1) - 2 * left @ right.T
-    pixels = (squares + settings.l1_weight * torch.cdist(left, right, p=1)) / left.shape[1]
-    return pixels + settings.label_weight * (labels[:, None] != other_labels)
+    pixels = left.square().sum(1, keepdim=True) + right.square().sum(1) - 2 * left @ right.T
+    if settings.l1_weight:
+        pixels = pixels + settings.l1_weight * torch.cdist(left, right, p=1)
+    return pixels / left.shape[1] + settings.label_weight * (labels[:, None] != other_labels)
 
 
 class Sinkhorn(ImageGradientMethod):
@@ -303,10 +322,14 @@ class Sinkhorn(ImageGradientMethod):
     from (1 - q) N(g(Y), s²) + q N(g(Y + image), s²), without it from N(g(Y), s²), s = noise multiplier · 2C, which is
     what `dpldm.privacy.Mechanism` charges. Labels of private images enter g only.
 
+    The private sample's classes are weighted to the generated labels' shares, which are public: else a class that the
+    sample has too much of is transported to images of another class. It changes g inside the ball, not the ball.
+
     Where this differs from the published code (nv-tlabs/DP-Sinkhorn_code): the accountant counts the steps that are
-    run; the number of generated images is a public constant, there it is the size of the private sample, which the
-    analysis does not cover. Clipping the batch as a whole and the sensitivity 2C are the same. Clipping each image's
-    gradient to C would give 2C√B for B of them, and as much noise for the same length of the whole.
+    run; classes are weighted; the generator is dense; the number of generated images is a public constant, there it is
+    the size of the private sample, which the analysis does not cover. Clipping the batch as a whole and the sensitivity
+    2C are the same. Clipping each image's gradient to C would give 2C√B for B of them, and as much noise for the same
+    length of the whole.
     """
 
     method = "dp-sinkhorn"
@@ -344,15 +367,21 @@ class Sinkhorn(ImageGradientMethod):
             generated: X, (B, C, H, W); labels: its (B,) labels. fresh: (F, C, H, W), in the place of the first F of X.
             private, private_labels: Y, (M, C, H, W) and (M,), M >= 0.
         """
-        if not len(private):
+        wanted = torch.isin(private_labels, labels)
+        if not wanted.any():
             return torch.zeros_like(generated)
+        private, private_labels = private[wanted], private_labels[wanted]
         settings, images = self.settings, generated.detach().requires_grad_()
         others = torch.cat([fresh, generated[len(fresh) :]]).detach()
         costs = (
             pair_costs(images, labels, private, private_labels, settings),
             pair_costs(images, labels, others, labels, settings),
         )
-        to_private, to_others = (transport_cost(cost, settings.regularisation, settings.iterations) for cost in costs)
+        masses = class_masses(private_labels, labels).to(images.dtype), None
+        to_private, to_others = (
+            transport_cost(cost, settings.regularisation, settings.iterations, mass)
+            for cost, mass in zip(costs, masses, strict=True)
+        )
         (gradient,) = torch.autograd.grad(to_private - to_others, images)
         whole = gradient.reshape(1, -1) * gradient.numel()
         return clip_rows(whole, settings.clip_norm).view_as(gradient)

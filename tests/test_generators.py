@@ -57,18 +57,21 @@ def random_costs(n, m, seed=0):
     return torch.rand(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 7), (6, 1)])
-def test_transport_cost_is_the_minimum_found_by_another_solver(n, m):
+def test_transport_cost_is_the_minimum_found_by_another_solver(n, m, equal):
     """The dual of entropic transport, maximised by a general optimiser."""
     cost, regularisation = random_costs(n, m), 0.1
+    masses = torch.full((m,), 1 / m, dtype=torch.float64) if equal else torch.arange(1.0, m + 1) / (m * (m + 1) / 2)
 
     def negative_dual(potentials):
         f, g = torch.tensor(potentials[:n]), torch.tensor(potentials[n:])
-        inner = ((f[:, None] + g - cost) / regularisation).exp().mean()
-        return -float(f.mean() + g.mean() - regularisation * (inner - 1))
+        inner = (((f[:, None] + g - cost) / regularisation).exp() * masses).sum() / n
+        return -float(f.mean() + g @ masses.double() - regularisation * (inner - 1))
 
     best = -minimize(negative_dual, [0.0] * (n + m), method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14}).fun
-    assert float(generators.transport_cost(cost, regularisation, 500)) == pytest.approx(best, abs=1e-5)
+    found = generators.transport_cost(cost, regularisation, 500, None if equal else masses)
+    assert float(found) == pytest.approx(best, abs=1e-5)
 
 
 def test_little_regularisation_gives_the_linear_programme():
@@ -95,6 +98,23 @@ def test_plan_survives_costs_far_above_the_regularisation():
     torch.testing.assert_close(plan, torch.eye(2) / 2)
 
 
+def test_classes_of_the_private_sample_get_the_generated_shares():
+    """Four of class 0 and one of class 1, against one of class 0, two of class 1 and one of 2, which is missing."""
+    masses = generators.class_masses(torch.tensor([0, 1, 0, 0, 0]), torch.tensor([1, 0, 1, 2]))
+    torch.testing.assert_close(masses, torch.tensor([1 / 12, 2 / 3, 1 / 12, 1 / 12, 1 / 12]))
+
+
+def test_private_images_of_classes_that_are_not_generated_count_for_nothing():
+    images, labels = toy_images(6)
+    others = labels.masked_fill(labels == 2, 7)
+    gradients = [
+        sinkhorn_gradient(images[keep], labels[keep], 1e9, classes=torch.arange(6) % 2)
+        for keep in (labels < 2, labels < 9)
+    ]
+    torch.testing.assert_close(*gradients)
+    assert sinkhorn_gradient(images[others == 7], others[others == 7], 1.0).norm() == 0
+
+
 def test_costs_of_a_pair_by_hand():
     settings = SinkhornSettings(l1_weight=3.0, label_weight=7.0)
     left, right = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)
@@ -115,7 +135,11 @@ def test_gradient_agrees_with_finite_differences():
     def divergence(x):
         others = torch.cat([fresh, generated[2:]])
         costs = [generators.pair_costs(x, classes, y, k, settings) for y, k in ((images, labels), (others, classes))]
-        to_private, to_others = (generators.transport_cost(cost, 0.05, 800) for cost in costs)
+        shares = torch.tensor([2 / 5 / 3, 2 / 5 / 2, 1 / 5 / 2], dtype=torch.float64)  # 3, 2, 2 become 2, 2, 1 of 5
+        to_private, to_others = (
+            generators.transport_cost(cost, 0.05, 800, mass)
+            for cost, mass in zip(costs, (shares[labels], None), strict=True)
+        )
         return float(to_private - to_others)
 
     step = 1e-5
@@ -129,12 +153,10 @@ def test_gradient_agrees_with_finite_differences():
 # --- what one image can move ------------------------------------------------------------------------------------------
 
 
-def sinkhorn_gradient(private, labels, clip_norm, **changes):
+def sinkhorn_gradient(private, labels, clip_norm, classes=None, **changes):
     settings = replace(SETTINGS[Sinkhorn], clip_norm=clip_norm, iterations=10, **changes)
     generated = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
-    return Sinkhorn(SHAPE, 3, settings, FIVE, 0).clipped_gradient(
-        generated, torch.arange(6) % 3, generated[:1], private, labels
-    )
+    return Sinkhorn(SHAPE, 3, settings, FIVE, 0).clipped_gradient(generated, classes, generated[:1], private, labels)
 
 
 def test_sinkhorn_gradient_stays_in_the_ball_whatever_is_added():
