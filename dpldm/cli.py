@@ -280,6 +280,32 @@ def _sweep(given: argparse.Namespace) -> None:
         raise sweep.SweepError(f"{some}, first {done.failed[0]}; the same command makes those that are missing")
 
 
+def _ablation(given: argparse.Namespace) -> None:
+    from dpldm.privacy import PrivacySpec
+
+    PrivacySpec(given.epsilon)  # a bad budget is refused before the slow imports
+    from dpldm import ablation
+
+    path = given.out / ablation.file_name(given.dataset, given.epsilon, given.profile, given.seed)
+    try:
+        made = ablation.run(
+            given.dataset,
+            given.epsilon,
+            given.seed,
+            given.profile,
+            only=given.only,
+            folder=given.out,
+            force=given.force,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; rows that are finished are kept in {path}, run it again to go on") from None
+    columns = ["name", *(column for column in ablation.SCORES if column != "fit")]
+    print(
+        ablation.table([made])[columns].to_string(index=False, float_format="{:.4g}".format, na_rep="–"), path, sep="\n"
+    )
+
+
 def _book(given: argparse.Namespace) -> None:
     from dpldm import book
 
@@ -342,7 +368,7 @@ def _progress() -> Any:
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-RECORDS, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("runs"), 10.0
+RECORDS, ABLATION, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("book/ablation"), Path("runs"), 10.0
 # The names in `dpldm.experiment.METHODS`; a test holds the two together. YARDSTICKS take no ε.
 YARDSTICKS = ("real", "non-private")
 METHODS = ("dpldm", "class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "dpdm", "reading-b", *YARDSTICKS)
@@ -373,6 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_records(command("records", _records, "Show all records as a table."))
     _add_data(command("data", _data, "List, fetch or verify the public data sets."))
     _add_sweep(command("sweep", _sweep, "Make many runs, several at a time; recorded ones are skipped."))
+    _add_ablation(command("ablation", _ablation, "Score the method with one thing changed at a time."))
     _add_book(command("book", _book, "Execute the notebooks that need it and build the site of the book."))
     shown = command("privacy", _privacy, "Say what a record's privacy means, with ε by three accountants.")
     shown.add_argument("record", type=Path, metavar="RECORD", help="a record, or its name in book/records")
@@ -471,6 +498,16 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one for each core)")
     sweep.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of records (default {RECORDS})")
     sweep.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages (default {RUNS})")
+
+
+def _add_ablation(ablation: argparse.ArgumentParser) -> None:
+    ablation.add_argument("--dataset", required=True, metavar="NAME", help="mnist or fashion_mnist")
+    ablation.add_argument("--epsilon", type=float, required=True, metavar="E", help="total budget ε")
+    ablation.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default 0)")
+    ablation.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
+    ablation.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows (default: all)")
+    ablation.add_argument("--out", type=Path, default=ABLATION, metavar="FOLDER", help=f"of files (default {ABLATION})")
+    ablation.add_argument("--force", action="store_true", help="measure rows that are there already, too")
 
 
 def _add_book(book: argparse.ArgumentParser) -> None:

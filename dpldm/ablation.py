@@ -1,0 +1,257 @@
+"""Each ingredient on and off: what it buys, measured on held-out training images. A join of methods and scores.
+
+A variation changes one thing in the settings that a profile has today. `run` measures them one after the other and
+keeps each at once, in one small file for a data set, ε, profile and seed. The test set is not touched.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpldm import data, experiment, results
+from dpldm.baselines import ClassGaussianSettings, RealImagesSettings
+from dpldm.compression import PCASettings
+from dpldm.experiment import Experiment, Folders
+from dpldm.mixture import MixtureSettings
+from dpldm.synthesis import SynthesisSettings
+
+FOLDER = Path("book/ablation")
+DEFAULT = "default"
+YARDSTICKS = ("non-private", "reconstructed", "real")  # no release: they show what privacy and compression cost
+HERE = Folders()
+CLASSIFIERS = ("cnn", "mlp")
+SCHEMA = 1
+SHARE = 1 / 6  # of the training images, held out
+NOTE = "scored on held-out training images; these scores are not covered by the privacy guarantee"
+_FILE = ("schema", "note", "dataset", "epsilon", "profile", "seed", "data_sha256", "settings", "rows")
+_ROW = ("title", "method", "public_data", "scores", "digest", "differs", "device", "commit", "versions")
+SCORES = (*CLASSIFIERS, "fid_classifier", "error", "dim", "fit", "seconds")
+
+
+class AblationError(ValueError):
+    """Variations that can't be measured as described, or a file of them that can't be read. One line."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One thing changed. ``title``: in words. ``reconstructs``: real images through stage 1 are scored in place of
+    synthetic ones."""
+
+    title: str
+    experiment: Experiment
+    reconstructs: bool = False
+
+
+# --- what is varied ---------------------------------------------------------------------------------------------------
+
+
+def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int = 0) -> dict[str, Variation]:
+    """The profile's settings as they are (`DEFAULT`), everything that is varied, and the yardsticks, by name.
+
+    What is on in these settings is switched off, and the other way round.
+
+    Raises:
+        ValueError: an unknown data set or profile, or a bad ε or seed.
+    """
+    described = Experiment(dataset, epsilon, profile=profile, seed=seed)
+    base = described.resolved().settings
+    assert isinstance(base, SynthesisSettings)
+    if dataset not in data.DATASETS or described.spec is None:
+        raise AblationError(f"expected a public data set and an ε, got {dataset!r} and {epsilon!r}: name both")
+    stage_1, prior, pca = base.compression, base.mixture, base.compression.pca
+
+    def with_pca(changed: PCASettings) -> SynthesisSettings:
+        refined = replace(stage_1.refined, pca=changed)
+        return replace(base, compression=replace(stage_1, pca=changed, refined=refined))
+
+    def with_stage_1(kind: str, taken: float) -> SynthesisSettings:
+        share = base.compression_share + taken * base.diffusion_share
+        return replace(base, compression=replace(stage_1, kind=kind), compression_share=share)
+
+    if prior.components > 1:
+        components = ("one-gaussian", "one Gaussian per class", MixtureSettings(1, 1, moment_share=0.85))
+    else:
+        components = ("eight-components", "eight components per class", MixtureSettings(8, 4, moment_share=0.6))
+    mixture = replace(components[2], clip_norm=prior.clip_norm, floor=prior.floor)
+    if base.candidates > 1:
+        selection = ("no-selection", "no selection of candidates", 1)
+    else:
+        selection = ("selection", "the better of two candidates", 2)
+    changed = [
+        (DEFAULT, "as the profile has it", base),
+        (*components[:2], replace(base, mixture=mixture)),
+        (*selection[:2], replace(base, candidates=selection[2])),
+        ("no-floor", "no floor under decoded pixels", with_pca(replace(pca, floor=0.0))),
+        ("half-dimensions", f"at most {pca.dim // 2} latent dimensions", with_pca(replace(pca, dim=pca.dim // 2))),
+        ("all-frequencies", "all cosine frequencies kept", with_pca(replace(pca, frequencies=28))),
+        ("more-gradients", "more budget for DP-SGD", replace(base, mixture_share=base.mixture_share / 2)),
+        ("refined-decoder", "decoder refined by DP-SGD", with_stage_1("refined-pca", 0.5)),
+        ("autoencoder", "autoencoder by DP-SGD", with_stage_1("autoencoder", 0.5)),
+        ("public-autoencoder", "autoencoder on public shapes", with_stage_1("public-autoencoder", 0.0)),
+    ]
+    found = {name: Variation(title, replace(described, settings=settings)) for name, title, settings in changed}
+    share = base.compression_share / (base.compression_share + base.mixture_share)
+    alone = ClassGaussianSettings(stage_1, prior, share)
+    gaussian = replace(described, method="class-gaussian", settings=alone)
+    stage_1_only = replace(alone, compression_share=base.compression_share)
+    free = replace(described, epsilon=None)
+    return found | {
+        "mixture-alone": Variation("the mixture alone, nothing trained", gaussian),
+        "non-private": Variation("without privacy", replace(free, method="non-private", settings=base)),
+        "reconstructed": Variation("real images through stage 1", replace(gaussian, settings=stage_1_only), True),
+        "real": Variation("real images", replace(free, method="real", settings=RealImagesSettings())),
+    }
+
+
+def _settings(variation: Variation) -> dict[str, Any]:
+    """All that decides a row, with dotted names."""
+    asked = variation.experiment.resolved()
+    assert asked.settings is not None
+    assert asked.evaluation is not None
+    facts: dict[str, Any] = {"method": asked.method, "epsilon": asked.epsilon, "delta": asked.delta}
+    facts |= {
+        "n_synthetic": asked.n_synthetic,
+        "limit": experiment.PROFILES[asked.profile].limit,
+        "held_out": SHARE,
+        "classifiers": CLASSIFIERS,
+    }
+    nested = {"evaluation": asdict(asked.evaluation), "synthesis": asdict(asked.settings)}
+    return _flat(json.loads(json.dumps(facts | {"reconstructs": variation.reconstructs} | nested)))
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def file_name(dataset: str, epsilon: float, profile: str, seed: int) -> str:
+    """
+    >>> file_name("mnist", 10.0, "quick", 0)
+    'mnist-eps10-quick-seed0.json'
+    """
+    return f"{dataset}-eps{epsilon:g}-{profile}-seed{seed}.json"
+
+
+def run(
+    dataset: str,
+    epsilon: float,
+    seed: int = 0,
+    profile: str = "quick",
+    folders: Folders = HERE,
+    only: Sequence[str] = (),
+    folder: Path = FOLDER,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure the variations that have no row yet, and write the file anew after each.
+
+    Args:
+        only: names of `variations`; empty for all of them. folders: where the data are.
+        folder: of the file. force: measure what has a row too. say: told what is being done, line by line.
+
+    Returns:
+        What the file holds. Rows of other settings than those of today are left out of it.
+
+    Raises:
+        ValueError: something can't work; before any work.
+    """
+    wanted = variations(dataset, epsilon, profile, seed)
+    for name in only:
+        if name not in wanted:
+            raise AblationError(f"no variation {name!r} here: expected {', '.join(wanted)}")
+    experiment.check(wanted[DEFAULT].experiment, folders)
+    results.check_writable(folder)
+    path, sums = folder / file_name(dataset, epsilon, profile, seed), data.load(dataset, "train", folders.data).sha256
+    settings = {name: _settings(variation) for name, variation in wanted.items()}
+    digests = {name: _digest(SCHEMA, seed, sums, settings[name]) for name in wanted}
+    known = read(path)["rows"] if path.exists() else {}
+    rows = {name: row for name, row in known.items() if row["digest"] == digests.get(name)}
+    place = (SCHEMA, NOTE, dataset, epsilon, profile, seed, sums, settings[DEFAULT], rows)
+    made: dict[str, Any] = dict(zip(_FILE, place, strict=True))
+    if dropped := [name for name in known if name not in rows]:
+        say(f"of other settings than today's, so left out: {', '.join(dropped)}")
+        _write(made, path)
+    todo = [name for name in wanted if (not only or name in only) and (force or name not in rows)]
+    for number, name in enumerate(todo, 1):
+        say(f"{name}: {wanted[name].title}, {number} of {len(todo)}")
+        differs = {key: value for key, value in settings[name].items() if settings[DEFAULT].get(key, ()) != value}
+        rows[name] = _measure(wanted[name], folders) | {"digest": digests[name], "differs": differs}
+        made["rows"] = {name: rows[name] for name in wanted if name in rows}
+        _write(made, path)
+        scores = rows[name]["scores"]
+        say(f"{name}: CNN {scores['cnn']:.1%}, {experiment.duration(scores['seconds'])}")
+    return made
+
+
+def _measure(variation: Variation, folders: Folders) -> dict[str, Any]:
+    asked, start = variation.experiment, time.monotonic()
+    score = experiment.validate(asked, folders, CLASSIFIERS, SHARE, fid=True, reconstruct=variation.reconstructs)
+    scores: dict[str, Any] = {kind: round(value, 6) for kind, value in score.accuracies.items()}
+    scores |= {"fid_classifier": score.fid_classifier, "error": score.reconstruction_error, "dim": score.dim}
+    scores |= {"fit": round(score.seconds, 1), "seconds": round(time.monotonic() - start, 1)}
+    said = {"title": variation.title, "method": asked.method, "public_data": score.public_data, "scores": scores}
+    return said | results.environment_facts(experiment.choose_device(asked.device).type)
+
+
+def _write(made: Mapping[str, Any], path: Path) -> None:
+    text = json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    results.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One file of `run`.
+
+    Raises:
+        AblationError: it is none, or not whole; says what to do.
+        OSError: there is no such file.
+    """
+    try:
+        made: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        whole = set(made) == set(_FILE) and made["schema"] == SCHEMA
+        whole &= all(set(row) == set(_ROW) and set(row["scores"]) == set(SCORES) for row in made["rows"].values())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise AblationError(f"{path}: expected what dpldm ablation has written: restore the file, or delete and repeat")
+    return made
+
+
+def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """All files of a folder; none where it is missing."""
+    return [read(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def table(files: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Files of `run` as a frame, a row for each variation and seed.
+
+    Returns:
+        `dataset`, `epsilon`, `profile`, `seed`, `name`, `title`, `public_data` (empty for none), accuracies `cnn` and
+        `mlp` in [0, 1], `fid_classifier`, `error` of stage 1 per pixel, `dim`, seconds of the `fit` and in all
+        (`seconds`); NaN for what was not measured.
+    """
+    shared, told = ["dataset", "epsilon", "profile", "seed"], ["name", "title", "public_data"]
+    rows = [
+        {key: made[key] for key in shared} | row | row["scores"] | {"name": name}
+        for made in files
+        for name, row in made["rows"].items()
+    ]
+    frame = pd.DataFrame(rows, columns=[*shared, *told, *SCORES]).astype(dict.fromkeys(SCORES, float))
+    return frame.assign(public_data=frame["public_data"].fillna(""))
