@@ -40,11 +40,11 @@ class PixelDiffusionSettings:
     """
 
     fold: int = 2
-    width: int = 16
+    width: int = 8
     levels: int = 2
-    growth: int = 2
+    growth: int = 4
     blocks: int = 1
-    condition: int = 32
+    condition: int = 64
     draws: int = 2
     label_dropout: float = 0.1
     noise_levels: NoiseLevels = field(default_factory=NoiseLevels)
@@ -111,9 +111,9 @@ class Blocks(nn.ModuleList):
 class PixelUNet(nn.Module):
     """What a class-conditional denoiser of images has to learn: the F of :func:`dpldm.diffusion.precondition`.
 
-    Down by one convolution for each level, up again with residual blocks; skips are added, not concatenated. On the
-    lowest level a picture for the class and noise level is added, so that the network need not find out from the
-    borders where it is. The last layer starts at zero.
+    Down by one convolution for each level, up again with residual blocks; skips are added, not concatenated. A picture
+    for the class and noise level stands beside the noisy image and is added to the output: where noise hides all else
+    it can become the mean of the class in a few steps. Picture and last layer start at zero.
 
     Args:
         shape: (C, H, W), sides that are multiples of ``fold · 2^(levels - 1)``.
@@ -124,42 +124,41 @@ class PixelUNet(nn.Module):
         self.shape, self.fold = shape, settings.fold
         widths = [settings.width * settings.growth**level for level in range(settings.levels)]
         folded = shape[0] * settings.fold**2
-        shrink = settings.fold * 2 ** (settings.levels - 1)
-        self.lowest = (widths[-1], shape[1] // shrink, shape[2] // shrink)
 
         def blocks(width: int) -> Blocks:
             return Blocks(Block(width, settings.condition) for _ in range(settings.blocks))
 
         self.condition = nn.Linear(num_classes + 2 * NOISE_FEATURES, settings.condition)
-        self.picture = nn.Linear(settings.condition, math.prod(self.lowest))
-        self.first = _convolution(folded, widths[0])
+        self.picture = nn.Linear(settings.condition, math.prod(shape))
+        self.first = _convolution(2 * folded, widths[0])
         steps = list(itertools.pairwise(widths))
         self.smaller = nn.ModuleList(nn.Conv3d(w, more, (1, 2, 2), stride=(1, 2, 2)) for w, more in steps)
         self.lowest_blocks = blocks(widths[-1])
         self.larger = nn.ModuleList(_convolution(more, 4 * w, 1) for w, more in steps[::-1])
         self.blocks = nn.ModuleList(blocks(w) for w, _ in steps[::-1])
         self.last = _convolution(widths[0], folded)
-        for parameter in self.last.parameters():
+        for parameter in (*self.picture.parameters(), *self.last.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(self, noisy: Tensor, sigma: Tensor, hot: Tensor) -> Tensor:
         """``noisy`` (B, K, C · H · W), ``sigma`` (B, K, 1), ``hot`` (B, classes) → (B, K, C · H · W)."""
         scales = diffusion.precondition(sigma)
         angles = scales.noise * torch.arange(1, NOISE_FEATURES + 1, device=noisy.device)
-        told = [angles.sin(), angles.cos(), hot[:, None].expand(-1, noisy.shape[1], -1)]
+        classes = math.sqrt(hot.shape[1]) * hot[:, None].expand(-1, noisy.shape[1], -1)  # as loud as the noise level
+        told = [angles.sin(), angles.cos(), classes]
         condition = functional.silu(self.condition(torch.cat(told, dim=-1)))
-        x = functional.pixel_unshuffle((scales.into * noisy).unflatten(-1, self.shape), self.fold)
-        x = self.first(x.transpose(1, 2))
+        picture = self.picture(condition)
+        seen = torch.cat([part.unflatten(-1, self.shape) for part in (scales.into * noisy, picture)], dim=2)
+        x = self.first(functional.pixel_unshuffle(seen, self.fold).transpose(1, 2))
         skips = []
         for smaller in self.smaller:
             skips.append(x)
             x = smaller(functional.silu(x))
-        x = x + self.picture(condition).unflatten(-1, self.lowest).transpose(1, 2)
         x = self.lowest_blocks(x, condition)
         for skip, larger, blocks in zip(skips[::-1], self.larger, self.blocks, strict=True):
             x = blocks(skip + _unfolded(larger(x), 2), condition)
         x = self.last(functional.silu(_normalised(x)))
-        return _unfolded(x, self.fold).transpose(1, 2).flatten(2)
+        return picture + _unfolded(x, self.fold).transpose(1, 2).flatten(2)
 
 
 # --- the method -------------------------------------------------------------------------------------------------------
@@ -174,12 +173,11 @@ class PixelDiffusion(Baseline):
     labels are drawn as asked. Sampling is post-processing.
 
     Where this differs from the published DPDM (nv-tlabs/DPDM): its network has attention, residual blocks on the way
-    down too, skips that are concatenated, and the class and noise level only as scales and shifts of channels; it works
-    on whole pixels and learned on eight GPUs for 300 epochs with batches of 4096 and 32 draws. The ``paper`` profile
-    has that batch, those draws and epochs, and well over a million parameters as there; it asks for a GPU. The
-    ``quick`` profile is for one core: a twentieth of the parameters, on folded pixels, for a few epochs with few draws,
-    so expect far less of it. Preconditioning is for a scale of 1, not 1/√3. Labels are dropped for a tenth of the
-    images, as there.
+    down too, skips that are concatenated, and no picture for each class; it works on whole pixels, and learned on eight
+    GPUs for 300 epochs with batches of 4096 and 32 draws. The ``paper`` profile has that batch, those draws and epochs,
+    and well over a million parameters as there; it asks for a GPU. The ``quick`` profile is for one core: less than a
+    tenth of the parameters, on folded pixels, for a few epochs with few draws, so expect far less of it.
+    Preconditioning is for a scale of 1, not 1/√3. Labels are dropped for a tenth of the images, as there.
 
     Args:
         shape: (C, H, W) of the images; sides the network can't halve are filled up with black and cut off again.
@@ -313,15 +311,17 @@ def pixel_settings(profile: str, dataset: str, epsilon: float | None) -> PixelDi
     """The settings in a profile; the data set and ε make no difference."""
     if profile == "smoke":
         fit = FitSettings(steps=5, batch=200, physical_batch=100)
-        return PixelDiffusionSettings(width=8, fit=fit, sampling=SamplingSettings("stochastic", steps=4, batch=500))
+        return PixelDiffusionSettings(
+            growth=2, condition=16, fit=fit, sampling=SamplingSettings("stochastic", steps=4, batch=500)
+        )
     if profile == "paper":
         fit = FitSettings(
             steps=4_400, batch=4_096, physical_batch=64, learning_rate=3e-4, clip_norm=1.0, ema_decay=0.999
         )
         levels = NoiseLevels(log_mean=-1.2, log_std=1.2, sigma_min=0.002, sigma_max=80.0)
         sampling = SamplingSettings("stochastic", steps=100, batch=1_000)
-        return PixelDiffusionSettings(1, 32, 3, 2, 2, 128, draws=32, noise_levels=levels, fit=fit, sampling=sampling)
-    fit = FitSettings(steps=250, batch=512, physical_batch=128, learning_rate=3e-3, clip_norm=0.1, ema_decay=0.98)
-    levels = NoiseLevels(log_mean=0.0, log_std=1.2)
+        return PixelDiffusionSettings(1, 40, 3, 2, 2, 128, draws=32, noise_levels=levels, fit=fit, sampling=sampling)
+    fit = FitSettings(steps=400, batch=512, physical_batch=128, learning_rate=6e-3, clip_norm=0.1, ema_decay=0.98)
+    levels = NoiseLevels(log_mean=0.3, log_std=1.2)
     sampling = SamplingSettings("stochastic", steps=16, batch=500)
-    return PixelDiffusionSettings(width=8, growth=4, noise_levels=levels, fit=fit, sampling=sampling)
+    return PixelDiffusionSettings(noise_levels=levels, fit=fit, sampling=sampling)

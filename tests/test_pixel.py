@@ -18,7 +18,7 @@ from dpldm.training import FitSettings, fit_private
 SHAPE = (1, 8, 8)
 FIVE = PrivacySpec(epsilon=5.0)
 TINY = replace(pixel_settings("smoke", "mnist", 5.0), width=4, condition=6)
-SMALL = PixelDiffusionSettings(fold=1, width=4, levels=2, condition=5, draws=3)  # for steps by hand
+SMALL = PixelDiffusionSettings(fold=1, width=4, levels=2, growth=2, condition=5, draws=3)  # for steps by hand
 
 
 def toy_images(n=300, shape=SHAPE, seed=0):
