@@ -255,3 +255,31 @@ def table(files: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=[*shared, *told, *SCORES]).astype(dict.fromkeys(SCORES, float))
     return frame.assign(public_data=frame["public_data"].fillna(""))
+
+
+def effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each variation does, over all seeds.
+
+    Args:
+        frame: from `table`.
+
+    Returns:
+        A row for each `dataset`, `epsilon`, `profile` and `name`, in the order of `table`, with `title`, `public_data`,
+        `seeds` and, for s in "cnn", "mlp" and "fid_classifier": the mean s, `s_spread` (one standard deviation over
+        seeds), `s_values` (a tuple), `s_gain` (mean difference from the default of the same seed) and `s_gain_spread`.
+        NaN where there is nothing to compare with, or one seed only. `dim` and `seconds` are means.
+    """
+    place, scores = ["dataset", "epsilon", "profile"], [*CLASSIFIERS, "fid_classifier"]
+    base = frame[frame["name"] == DEFAULT].set_index([*place, "seed"])[scores]
+    gains = frame[scores] - base.reindex(pd.MultiIndex.from_frame(frame[[*place, "seed"]])).to_numpy()
+    found = []
+    for key, group in frame.join(gains.add_suffix("_gain")).groupby([*place, "name"], sort=False):
+        row = dict(zip([*place, "name"], key, strict=True)) | {"seeds": len(group)}
+        row |= {column: group[column].iloc[0] for column in ("title", "public_data")}
+        row |= {f"{score}_values": tuple(group[score].dropna()) for score in scores}
+        for column in (*scores, *(f"{score}_gain" for score in scores)):
+            row |= {column: group[column].mean(), f"{column}_spread": group[column].std()}
+        found.append(row | {column: group[column].mean() for column in ("dim", "seconds")})
+    parts = [f"{score}{part}" for score in scores for part in ("", "_spread", "_values", "_gain", "_gain_spread")]
+    columns = [*place, "name", "title", "public_data", "seeds", *parts, "dim", "seconds"]
+    return pd.DataFrame(found, columns=columns)

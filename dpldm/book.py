@@ -260,6 +260,8 @@ def inputs(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT)
     for text in sorted(set(_strings(ast.parse(source)))):
         if text.startswith("book/") and (root / text).is_file():
             named[text] = _digest((root / text).read_bytes())
+        elif text.startswith("book/") and text != "book/records" and (root / text).is_dir():
+            named[text] = _folder_digest(root / text, "*.json")
     if reads_records(source):
         named["the records"] = _folder_digest(root / "book" / "records", "*.json")
     named["the parameters"] = _digest(json.dumps(_effective(notebook, parameters), sort_keys=True).encode())

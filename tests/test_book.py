@@ -184,13 +184,14 @@ def test_every_change_is_seen_and_named_and_nothing_else(tmp_path):
             "_toc.yml": toc,
             "notebooks/a.py": page("from dpldm import one"),
             "notebooks/b.py": page("from dpldm.results import read_all"),
-            "notebooks/c.py": page('text = open("book/facts.csv")'),
+            "notebooks/c.py": page('text = open("book/facts.csv") or "book/rows"'),
             "dpldm/__init__.py": "",
             "dpldm/one.py": "",
             "dpldm/two.py": "",
             "dpldm/results.py": "",
             "book/facts.csv": "1",
             "book/records/x.json": "{}",
+            "book/rows/x.json": "{}",
             "requirements.lock": "torch==1",
         },
     )
@@ -209,6 +210,7 @@ def test_every_change_is_seen_and_named_and_nothing_else(tmp_path):
     assert seen("notebooks/b.py") == {"b": {"notebooks/b.py"}}
     assert seen("book/records/x.json") == {"b": {"the records"}}
     assert seen("book/facts.csv") == {"c": {"book/facts.csv"}}
+    assert seen("book/rows/x.json") == {"c": {"book/rows"}}
     assert seen("requirements.lock") == {name: {"the locked versions"} for name in "abc"}
     assert seen("", {"epsilon": 3.0}) == {name: {"the parameters"} for name in "abc"}
     assert seen("", {"epsilon": 10}) == {}

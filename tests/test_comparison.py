@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dpldm import book, cli, comparison, plots, results
+from dpldm import ablation, book, cli, comparison, plots, results
 from dpldm.experiment import METHODS, Experiment
 
 PUBLISHED = book.ROOT / "book" / "published.csv"
@@ -291,6 +291,97 @@ def test_runs_on_a_part_of_the_images_are_not_held_to_published_figures():
     assert comparison.beside_published(rows, figures).empty
     assert comparison.among_published(rows, figures, 10.0) == []
     assert len(comparison.claims(rows, 10.0)) == 1
+
+
+# --- what each ingredient buys ----------------------------------------------------------------------------------------
+
+
+def scored(seed=0, epsilon=10.0, profile="quick", **scores):
+    """A file of the ablation: name → (accuracy, distance)."""
+    rows = {
+        name.replace("_", "-"): {
+            "title": f"all about {name}", "public_data": "shapes" if name.startswith("public") else None,
+            "scores": dict.fromkeys(ablation.SCORES, 1.0) | {"cnn": cnn, "fid_classifier": fid},
+        }
+        for name, (cnn, fid) in scores.items()
+    }  # fmt: skip
+    return {"dataset": "mnist", "epsilon": epsilon, "profile": profile, "seed": seed, "rows": rows}
+
+
+def test_effects_are_differences_from_the_default_of_the_same_seed():
+    first = scored(default=(0.90, 20.0), less=(0.80, 30.0), real=(0.99, 1.0))
+    second = scored(1, default=(0.94, 22.0), less=(0.82, 30.0))
+    other = scored(0, 1.0, less=(0.5, 80.0))
+    found = ablation.effects(ablation.table([first, second, other])).set_index(["epsilon", "name"])
+    less = found.loc[(10.0, "less")]
+    assert less["cnn"] == pytest.approx(0.81)
+    assert less["cnn_values"] == (0.80, 0.82)
+    assert less["cnn_gain"] == pytest.approx(-0.11)
+    assert less["cnn_gain_spread"] == pytest.approx(np.std([-0.10, -0.12], ddof=1))
+    assert less["fid_classifier_gain"] == pytest.approx(9.0)
+    assert (less["seeds"], found.loc[(10.0, "real")]["seeds"]) == (2, 1)
+    assert found.loc[(10.0, "real")]["cnn_gain"] == pytest.approx(0.09)
+    assert math.isnan(found.loc[(1.0, "less")]["cnn_gain"])  # nothing to compare with
+    assert math.isnan(found.loc[(10.0, "real")]["cnn_spread"])
+
+
+def test_the_table_of_ingredients_puts_budgets_side_by_side():
+    ten = scored(default=(0.90, 20.0), less=(0.80, 30.0), public=(0.70, 40.0))
+    one = scored(0, 1.0, default=(0.85, 40.0), more=(0.86, 35.0))
+    shown = comparison.ingredients_as_shown(ablation.effects(ablation.table([one, ten]))).set_index("what is changed")
+    assert list(shown) == [f"{what}, ε = {e}" for e in (10, 1) for what in ("CNN (%)", "gain", "FID", "change")]
+    assert list(shown.loc["all about less"]) == ["80.0", "-10.0", "30.0", "+10.0", *["–"] * 4]
+    assert list(shown.loc["all about default"]) == ["90.0", "–", "20.0", "–", "85.0", "–", "40.0", "–"]
+    assert shown.loc["all about more"].iloc[5] == "+1.0"
+    assert "all about public (public data: shapes)" in shown.index
+
+
+@pytest.mark.parametrize(
+    ("cnn", "fid", "expected"),
+    [
+        (0.95, 10.0, ("In accuracy, better than the profile: all about x (+5.0).", "the profile: all about x (-10.0)")),
+        (0.85, 30.0, ("In accuracy, worse: all about x (-5.0).", "In distance, worse: all about x (+10.0).")),
+        (0.90, 20.0, ("In accuracy, no different: all about x (+0.0).", "no different: all about x (+0.0)")),
+    ],
+)
+def test_words_on_ingredients_hold_in_both_directions(cnn, fid, expected):
+    effects = ablation.effects(ablation.table([scored(default=(0.90, 20.0), x=(cnn, fid))]))
+    said = comparison.ingredients_in_words(effects, 10.0)
+    assert said[0].startswith("At ε = 10 (quick, 1 seed) the settings of the profile reach 90.0 %")
+    assert all(words in " ".join(said) for words in expected)
+    assert said[-1].startswith("One seed: nothing here tells")
+    assert comparison.ingredients_in_words(effects, 1.0) == []
+
+
+def test_words_on_ingredients_name_scatter_public_data_and_what_privacy_and_compression_cost():
+    names = {"default": (0.90, 20.0), "real": (0.98, 1.0), "reconstructed": (0.96, 5.0), "public": (0.7, 60.0)}
+    first = scored(**names, x=(0.93, 20.0), non_private=(0.92, 15.0))
+    second = scored(1, **names, x=(0.88, 20.0), non_private=(0.92, 15.0))
+    said = " ".join(comparison.ingredients_in_words(ablation.effects(ablation.table([first, second])), 10.0))
+    assert "(quick, 2 seeds)" in said
+    assert "all about x (+0.5, less than it scatters)" in said
+    assert "all about public (-20.0, with public data)" in said
+    assert "Privacy costs 2.0 points. The same architecture without noise reaches 92.0 % (distance 15.0), with" in said
+    assert "Compression costs 2.0 points. A CNN trained on real images reaches 98.0 %" in said
+    assert "scatters by ± 0.0 points" in said
+    level = scored(default=(0.90, 20.0), non_private=(0.89, 15.0))
+    said = comparison.ingredients_in_words(ablation.effects(ablation.table([level])), 10.0)
+    assert any(one.startswith("Privacy costs nothing that shows.") for one in said)
+
+
+def test_of_several_profiles_that_of_the_build_is_shown():
+    rows = ablation.effects(ablation.table([scored(default=(0.9, 1.0)), scored(profile="paper", default=(0.8, 1.0))]))
+    assert list(comparison.of_one_profile(rows, "mnist", "paper")["cnn"]) == [0.8]
+    assert list(comparison.of_one_profile(rows, "mnist", "smoke")["cnn"]) == [0.9]
+    assert comparison.of_one_profile(rows, "fashion_mnist", "quick").empty
+    nothing = ablation.effects(ablation.table([]))
+    command = comparison.commands_for_ingredients(nothing, "mnist", "smoke", [10.0]).split("```")[1].split()
+    given = cli._parser().parse_args(command[1:])
+    assert (given.dataset, given.epsilon, given.profile) == ("mnist", 10.0, "smoke")
+    assert comparison.commands_for_ingredients(rows, "mnist", "smoke", [10.0]) == ""
+    assert "--epsilon 1 --profile quick" in comparison.commands_for_ingredients(rows, "mnist", "smoke", [10.0, 1.0])
+    assert comparison.as_html(comparison.ingredients_as_shown(nothing)) == ""
+    assert comparison.ingredients_in_words(nothing, 10.0) == []
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

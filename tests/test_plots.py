@@ -37,7 +37,11 @@ def row(method="dpldm", epsilon=10.0, cnn=(0.92, 0.95, 0.96), fid=(4.0, 5.0), **
     }
     for score, values in {"cnn": cnn, "fid_classifier": fid}.items():
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        made |= {score: float(np.mean(values)), f"{score}_spread": spread, f"{score}_values": tuple(values)}
+        made |= {
+            score: float(np.mean(values)) if values else math.nan,
+            f"{score}_spread": spread,
+            f"{score}_values": tuple(values),
+        }
     return made | others
 
 
@@ -48,6 +52,13 @@ TABLE = pd.DataFrame(
     ]
 )  # fmt: skip
 PUBLISHED = pd.DataFrame({"dataset": ["mnist"] * 2, "method": ["DPDM"] * 2, "epsilon": [10, 1], "cnn": [0.981, 0.953]})
+INGREDIENTS = pd.DataFrame(
+    [
+        row(title="as it is"), row(title="as it is", epsilon=1.0, cnn=(0.90,)),
+        row(title="less", cnn=(0.5,), fid=(50.0,)),
+        row(title="not measured", fid=()),
+    ]
+)  # fmt: skip
 PRIVACY = {
     "epsilon": 9.9, "delta": 1e-5, "mechanisms": [
         {"name": "moments", "stage": "compression", "noise_multiplier": 5.0, "steps": 1},
@@ -66,6 +77,7 @@ FIGURES = {
     "not private": lambda: plots.accuracy_against_epsilon(pd.DataFrame([row(epsilon=math.inf)])),
     "fid_against_epsilon": lambda: plots.fid_against_epsilon(TABLE),
     "method_comparison": lambda: plots.method_comparison(TABLE),
+    "ingredients": lambda: plots.ingredients(INGREDIENTS),
     "budget_split": lambda: plots.budget_split(PRIVACY, [0.1, 0.9]),
     "roc": lambda: plots.roc(RATES, RATES**0.5),
 }
@@ -233,6 +245,8 @@ def test_a_class_without_images_has_an_empty_row():
         (lambda: plots.accuracy_against_epsilon(TABLE, PUBLISHED.assign(cnn=98.1)), "as a fraction of 1, got 98.1"),
         (lambda: plots.fid_against_epsilon(TABLE, PUBLISHED), "published: .* none called fid_classifier"),
         (lambda: plots.method_comparison(TABLE.iloc[:0]), "at least one row"),
+        (lambda: plots.ingredients(INGREDIENTS.iloc[:0]), "run dpldm ablation first"),
+        (lambda: plots.ingredients(TABLE), "none called title"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(draw, message):
@@ -279,6 +293,18 @@ def test_a_comparison_has_a_dot_for_every_seed():
     assert sorted(x for x, _ in dots(distance)) == [4.0, 4.0, 4.0, 5.0, 5.0, 5.0, 7.0]
     names = [text.get_text() for text in accuracy.get_yticklabels()]
     assert names == ["dpldm, ε = 10", "dpldm, ε = 1", "class-gaussian, ε = 10", "real, not private"]
+
+
+def test_an_ablation_has_a_mark_for_every_seed_in_the_line_of_its_title():
+    errors, distance = plots.ingredients(INGREDIENTS).axes
+    titles = dict(zip(errors.get_yticks(), [text.get_text() for text in errors.get_yticklabels()], strict=True))
+    drawn = sorted((titles[round(y)], round(x, 6)) for x, y in dots(errors))
+    assert drawn == [
+        ("as it is", 4.0), ("as it is", 5.0), ("as it is", 8.0), ("as it is", 10.0), ("less", 50.0),
+        ("not measured", 4.0), ("not measured", 5.0), ("not measured", 8.0),
+    ]  # fmt: skip
+    assert sorted(x for x, _ in dots(distance)) == [4.0, 4.0, 5.0, 5.0, 50.0]
+    assert [text.get_text() for text in errors.get_legend().get_texts()] == ["ε = 10", "ε = 1"]
 
 
 def test_the_same_method_with_and_without_privacy_are_two_lines():
