@@ -308,7 +308,11 @@ def _denoise(network: nn.Module, noisy: Tensor, sigma: Tensor, hot: Tensor) -> T
 
 
 def pixel_settings(profile: str, dataset: str, epsilon: float | None) -> PixelDiffusionSettings:
-    """The settings in a profile; the data set and ε make no difference."""
+    """The settings in a profile; the data set and ε make no difference.
+
+    Those of ``quick`` were chosen by few short runs, with the denoising error of 300 of MNIST's last 10,000 training
+    images; there is more to be had.
+    """
     if profile == "smoke":
         fit = FitSettings(steps=5, batch=200, physical_batch=100)
         return PixelDiffusionSettings(
