@@ -466,16 +466,16 @@ def _gains(changed: pd.DataFrame, score: Score) -> str:
             place = (
                 "no different" if gain == 0 else "better than the profile" if (gain > 0) == score.higher else "worse"
             )
-            scatter = ", less than it scatters" if gain and abs(row[f"{score.key}_gain"]) < spread else ""
+            scatter = "" if math.isnan(spread) else f" ± {score.scale * spread:.1f}"
             public = ", with public data" if row["public_data"] else ""
-            places[place].append(f"{row['title']} ({gain:+.1f}{scatter}{public})")
+            places[place].append(f"{row['title']} ({gain + 0.0:+.1f}{scatter}{public})")
     return "; ".join(f"{place}: {', '.join(names)}" for place, names in places.items() if names)
 
 
 def _costs(rows: pd.DataFrame, epsilon: float) -> list[str]:
     """What privacy costs, and what compression costs."""
     pairs = (
-        ("Privacy", "non-private", "The same architecture without noise", ablation.DEFAULT, f"with ε = {epsilon:g}"),
+        ("Privacy", "non-private", "The same architecture without noise", ablation.DEFAULT, f"at ε = {epsilon:g}"),
         ("Compression", "real", "A CNN trained on real images", "reconstructed", "on real images through stage 1"),
     )
     found = []
@@ -486,10 +486,9 @@ def _costs(rows: pd.DataFrame, epsilon: float) -> list[str]:
             ]
             (high, near), (low, far) = scores
             gap = round(high - low, 1)
-            cost = f"costs {gap:.1f} points" if gap > 0 else "costs nothing that shows"
-            found.append(
-                f"{what} {cost}. {first} reaches {high:.1f} % (distance {near:.1f}), {second} {low:.1f} % ({far:.1f})."
-            )
+            cost = f"{what} costs {gap:.1f} points." if gap > 0 else f"{what} costs nothing that shows."
+            reached = f"{first} reaches {high:.1f} % (distance {near:.1f})"
+            found.append(f"{cost} {reached}; {second} it is {low:.1f} % ({far:.1f}).")
     return found
 
 

@@ -515,7 +515,7 @@ def ingredients(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: a column is missing or there is no row.
     """
-    labels = {"cnn": "errors of a CNN on held-out images (%)", "fid_classifier": SCORES["fid_classifier"]}
+    labels = {"cnn": "errors of a CNN (%)", "fid_classifier": SCORES["fid_classifier"]}
     for score in labels:
         _need(table, ["title", "epsilon", score, f"{score}_values"], "table")
     if table.empty:
@@ -530,20 +530,19 @@ def ingredients(table: pd.DataFrame) -> Figure:
                 x = [100 * (1 - value) if score == "cnn" else value for value in (*row[f"{score}_values"], row[score])]
                 y = len(titles) - 1 - titles.index(row["title"]) + shift
                 each.plot(x[:-1], [y] * (len(x) - 1), linestyle="", marker=marker, color=colour, alpha=0.8,
-                          markersize=6, markeredgecolor=CARD, markeredgewidth=0.5)  # fmt: skip
-                each.plot(x[-1:], [y], linestyle="", marker="|", color=colour, markersize=12, markeredgewidth=1.8,
+                          markersize=6, markeredgecolor=CARD, markeredgewidth=0.5,
                           label="" if place else f"ε = {epsilon:g}")  # fmt: skip
+                each.plot(x[-1:], [y], linestyle="", marker="|", color=colour, markersize=12, markeredgewidth=1.8)
                 if row["title"] == titles[0]:
                     each.axvline(x[-1], color=colour, linestyle=":", linewidth=1.0, zorder=1)
         each.set_xscale("log")
-        each.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        each.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if score == "cnn" else (1.0, 3.0)))
         each.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         each.xaxis.set_minor_locator(NullLocator())
         each.grid(False, axis="y")
         each.set(xlabel=label, title="lower is better", ylim=(-0.6, len(titles) - 0.4))
-        if each.get_lines():
-            each.legend()
     axes[0, 0].set_yticks(range(len(titles))[::-1], titles)
+    axes[0, 0].legend()
     axes[0, 0].set_ylabel("what is changed")
     return figure
 

@@ -89,7 +89,7 @@ HTML(comparison.as_html(comparison.ingredients_as_shown(here)))
 # %% mystnb={"markdown_format": "myst"}
 Markdown(comparison.commands_for_ingredients(here, dataset, profile, [10.0, 1.0]))
 
-# %% mystnb={"figure": {"caption": "What each ingredient buys: a mark for every seed, an upright dash at the mean, a dotted line through the settings as they are.", "name": "fig-ingredients"}, "image": {"alt": "A line for every variation with marks for the errors of a CNN and for the Frechet distance, one colour and shape for each budget."}}
+# %% mystnb={"figure": {"caption": "What each ingredient buys: a mark for every seed, an upright dash at the mean, a dotted line through the settings as they are. Held-out images, logarithmic axes.", "name": "fig-ingredients"}, "image": {"alt": "A line for every variation with marks for the errors of a CNN and for the Frechet distance, one colour and shape for each budget."}}
 plots.ingredients(here) if len(here) else None
 
 # %% [markdown]

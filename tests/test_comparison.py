@@ -359,9 +359,9 @@ def test_words_on_ingredients_name_scatter_public_data_and_what_privacy_and_comp
     second = scored(1, **names, x=(0.88, 20.0), non_private=(0.92, 15.0))
     said = " ".join(comparison.ingredients_in_words(ablation.effects(ablation.table([first, second])), 10.0))
     assert "(quick, 2 seeds)" in said
-    assert "all about x (+0.5, less than it scatters)" in said
-    assert "all about public (-20.0, with public data)" in said
-    assert "Privacy costs 2.0 points. The same architecture without noise reaches 92.0 % (distance 15.0), with" in said
+    assert "all about x (+0.5 ± 3.5)" in said
+    assert "all about public (-20.0 ± 0.0, with public data)" in said
+    assert "Privacy costs 2.0 points. The same architecture without noise reaches 92.0 % (distance 15.0); at" in said
     assert "Compression costs 2.0 points. A CNN trained on real images reaches 98.0 %" in said
     assert "scatters by ± 0.0 points" in said
     level = scored(default=(0.90, 20.0), non_private=(0.89, 15.0))
