@@ -21,6 +21,7 @@ from dpldm.synthesis import LatentDiffusion
 OWN = LatentDiffusion.method
 NOTHING = "–"  # where there is no number
 _PLACE = ["dataset", "method", "public_data", "profile", "epsilon"]
+_TARGETS = ["dataset", "epsilon", "profile", "accuracy"]
 _PUBLISHED = ["dataset", "method", "epsilon", "score", "value", "public_data", "source"]
 
 
@@ -384,6 +385,126 @@ def among_published(rows: pd.DataFrame, published: pd.DataFrame, epsilon: float)
             f"figures. The highest of them is that of {best['method']} ({highest:.1f} %, {best['source']}), {place}."
         )
     return found
+
+
+# --- what we aimed at -------------------------------------------------------------------------------------------------
+
+
+def read_targets(path: Path) -> pd.DataFrame:
+    """What we aimed at: `dataset`, `epsilon`, `profile` and `accuracy` of the CNN on the test set, a fraction of 1.
+
+    Raises:
+        ValueError: a column is missing, a name is unknown, an accuracy is no fraction, or a target stands there twice.
+        OSError: there is no such file.
+    """
+    found = pd.read_csv(path, keep_default_na=False)
+    if list(found) != _TARGETS:
+        raise ValueError(f"{path}: expected the columns {', '.join(_TARGETS)}, got {', '.join(found)}")
+    wrong = {
+        f"a data set out of {', '.join(data.DATASETS)}": ~found["dataset"].isin(list(data.DATASETS)),
+        f"a profile out of {', '.join(PROFILES)}": ~found["profile"].isin(list(PROFILES)),
+        "an accuracy from 0 to 1": ~found["accuracy"].between(0, 1),
+        "one target for each place": found.duplicated(_TARGETS[:-1]),
+    }
+    for expected, rows in wrong.items():
+        if rows.any():
+            raise ValueError(f"{path}: expected {expected}, got line {rows.idxmax() + 2}; correct it")
+    return found
+
+
+def own_runs(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """This book's method on whole data sets, with the CNN: a row for each dataset, ε, profile and public data.
+
+    Returns:
+        `dataset`, `epsilon`, `profile`, `public_data` (empty for none), `seeds` (of the synthesis), `cnn` (mean over
+        them of the mean over classifiers) and `spread` (one standard deviation over the seeds, NaN for one).
+    """
+    by_name = {results.record_name(record): record for record in records}
+    rows = measured(by_name.values())
+    rows = rows[(rows["method"] == OWN) & rows["whole"].astype(bool) & rows["cnn"].notna()]
+    runs = [
+        pd.Series([np.mean(by_name[name]["metrics"]["accuracy"]["cnn"]) for name in names], dtype=float)
+        for names in rows["records"]
+    ]
+    found = rows[["dataset", "epsilon", "profile", "public_data"]].reset_index(drop=True)
+    return found.assign(
+        seeds=[len(run) for run in runs], cnn=[run.mean() for run in runs], spread=[run.std() for run in runs]
+    )
+
+
+def aims_as_shown(own: pd.DataFrame, published: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
+    """Published figures, targets and our own, one column for each data set and ε; accuracy of the CNN in per cent.
+
+    A dagger marks the best of three large classifiers, which is another protocol than that of a CNN.
+
+    Args:
+        own: from `own_runs`. published: from `read_published`. targets: from `read_targets`, with the columns' places.
+    """
+    places = list(dict.fromkeys(zip(targets["dataset"], targets["epsilon"], strict=True)))
+    shown: dict[str, list[str]] = {
+        "DP-Sinkhorn, published": [_quoted(published, place, "DP-Sinkhorn") for place in places],
+        "DP-Sinkhorn, re-run by others": [_quoted(published, place, "DP-Sinkhorn (re-run)") for place in places],
+        "DPDM, published": [_quoted(published, place, "DPDM (accuracy sampler)") for place in places],
+        "best published without public data": [_best(published, place) for place in places],
+    }
+    profiles = [name for name in reversed(PROFILES) if (targets["profile"] == name).any()]
+    for profile in profiles:
+        aimed = targets[targets["profile"] == profile].set_index(["dataset", "epsilon"])["accuracy"].reindex(places)
+        shown[f"target, {profile}"] = [_number(100 * value) for value in aimed]
+    public = sorted(set(own["public_data"]) - {""})
+    for profile, used in [(profile, used) for used in ["", *public] for profile in profiles[::-1]]:
+        mine = own[(own["profile"] == profile) & (own["public_data"] == used)].set_index(["dataset", "epsilon"])
+        if not used or len(mine):
+            shown[f"ours, {profile}{f', public data: {used}' if used else ''}"] = [
+                _seeds_in_words(mine.loc[place]) if place in mine.index else NOTHING for place in places
+            ]
+    heads = [f"{plots.DATASETS.get(dataset, dataset)}, ε = {epsilon:g}" for dataset, epsilon in places]
+    table = pd.DataFrame.from_dict(shown, orient="index", columns=heads)
+    return table.rename_axis("CNN (%)").reset_index()
+
+
+def _seeds_in_words(run: pd.Series) -> str:
+    spread = "" if math.isnan(run["spread"]) else f"\u00a0±\u00a0{100 * run['spread']:.1f}"
+    return f"{100 * run['cnn']:.1f}{spread} ({run['seeds']} seed{'s' if run['seeds'] > 1 else ''})"
+
+
+def _quoted(published: pd.DataFrame, place: tuple[str, float], method: str) -> str:
+    rows = published[(published["dataset"] == place[0]) & (published["epsilon"] == place[1])]
+    values = rows[(rows["method"] == method) & (rows["score"] == "cnn")]["value"]
+    return _number(100 * values.max()) if len(values) else NOTHING
+
+
+def _best(published: pd.DataFrame, place: tuple[str, float]) -> str:
+    rows = published[(published["dataset"] == place[0]) & (published["epsilon"] == place[1])]
+    rows = rows[rows["score"].isin(["cnn", "best_of_three"]) & (rows["public_data"] == "")]
+    if rows.empty:
+        return NOTHING
+    best = rows.loc[rows["value"].idxmax()]
+    return f"{100 * best['value']:.1f}{'†' if best['score'] == 'best_of_three' else ''} {best['method']}"
+
+
+def aims_in_words(own: pd.DataFrame, targets: pd.DataFrame) -> list[str]:
+    """Which targets are met without public data, and by how much the others are missed: one sentence for all, then one
+    for each profile and data set."""
+    mine = own[own["public_data"] == ""].set_index(["dataset", "epsilon", "profile"])
+    counts, found = {"met": 0, "missed": 0, "not measured yet": 0}, []
+    for (profile, dataset), group in targets.groupby(["profile", "dataset"], sort=False):
+        told = []
+        for _, aim in group.iterrows():
+            place, wanted = (dataset, aim["epsilon"], profile), ACCURACY.shown(aim["accuracy"])
+            if place not in mine.index:
+                outcome, words = "not measured yet", "not measured yet"
+            else:
+                reached = ACCURACY.shown(mine.loc[place]["cnn"])
+                gap = round(reached - wanted, 1)
+                outcome = "met" if gap >= 0 else "missed"
+                by = f" by {abs(gap):.1f} points" if gap < 0 else f", {gap:.1f} points above" if gap > 0 else " exactly"
+                words = f"{outcome}{by}: {_seeds_in_words(mine.loc[place])}"
+            counts[outcome] += 1
+            told.append(f"at ε = {aim['epsilon']:g} the target of {wanted:.1f} % is {words}")
+        found.append(f"{plots.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
+    number = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    return [f"Of {len(targets)} targets: {number}.", *found] if len(targets) else []
 
 
 # --- what each ingredient buys ----------------------------------------------------------------------------------------

@@ -293,6 +293,90 @@ def test_runs_on_a_part_of_the_images_are_not_held_to_published_figures():
     assert len(comparison.claims(rows, 10.0)) == 1
 
 
+# --- what we aimed at -------------------------------------------------------------------------------------------------
+
+TARGETS = book.ROOT / "book" / "targets.csv"
+
+
+def aims(**values):
+    rows = [("mnist", 10.0, profile, value) for profile, value in values.items()]
+    return pd.DataFrame(rows, columns=comparison._TARGETS)
+
+
+def test_the_file_of_targets_is_whole_and_mistakes_are_named(tmp_path):
+    good = comparison.read_targets(TARGETS)
+    assert set(zip(good["dataset"], good["epsilon"], good["profile"], strict=True)) == {
+        (dataset, epsilon, profile)
+        for dataset in ("mnist", "fashion_mnist")
+        for epsilon in (10.0, 1.0, 0.2)
+        for profile in ("quick", "paper")
+    }
+    wide = good.pivot(index=["dataset", "epsilon"], columns="profile", values="accuracy")
+    assert (wide["paper"] > wide["quick"]).all()
+    wrong = {
+        "a data set out of": good.assign(dataset="mnst"),
+        "a profile out of": good.assign(profile="fast"),
+        "an accuracy from 0 to 1": good.assign(accuracy=97.0),
+        "one target for each place": pd.concat([good, good.iloc[:1]]),
+        "the columns": good.drop(columns="profile"),
+    }
+    for expected, frame in wrong.items():
+        frame.to_csv(tmp_path / "targets.csv", index=False)
+        with pytest.raises(ValueError, match=f"expected {expected}") as caught:
+            comparison.read_targets(tmp_path / "targets.csv")
+        assert "\n" not in str(caught.value)
+
+
+def test_our_scores_are_means_over_seeds_of_the_synthesis():
+    """Not over all classifiers: their spread is smaller or larger than that of whole runs."""
+    runs = [record(cnn=(0.90, 0.92)), record(seed=1, cnn=(0.95, 0.97)), record(seed=2, cnn=(0.93, 0.93))]
+    other = [record("dp-merf"), record(epsilon=1.0, public_data="shapes"), record(epsilon=1.0, settings={"limit": 9})]
+    own = comparison.own_runs([*runs, *other]).set_index(["epsilon", "public_data"])
+    ten = own.loc[(10.0, "")]
+    assert (ten["seeds"], ten["cnn"]) == (3, pytest.approx(0.9333333))
+    assert ten["spread"] == pytest.approx(np.std([0.91, 0.96, 0.93], ddof=1))
+    assert list(own.index) == [(10.0, ""), (1.0, "shapes")]
+    assert comparison.own_runs([]).empty
+
+
+def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
+    own = comparison.own_runs(
+        [record(cnn=(0.95,)), record(seed=1, cnn=(0.97,)), record(epsilon=1.0, public_data="shapes")]
+    )
+    shown = comparison.aims_as_shown(own, comparison.read_published(PUBLISHED), comparison.read_targets(TARGETS))
+    assert list(shown)[1:] == [f"{name}, ε = {e}" for name in ("MNIST", "Fashion-MNIST") for e in (10, 1, 0.2)]
+    rows = shown.set_index("CNN (%)")
+    assert list(rows.loc["DP-Sinkhorn, published"]) == ["83.2", "–", "–", "71.1", "–", "–"]
+    assert list(rows.loc["DP-Sinkhorn, re-run by others"]) == ["79.6", "61.9", "48.8", "65.4", "56.3", "44.3"]
+    assert list(rows.loc["DPDM, published"]) == ["98.1", "95.3", "86.3", "86.2", "79.4", "72.3"]
+    best = [cell.split()[0] for cell in rows.loc["best published without public data"]]
+    assert best == ["98.5†", "97.3†", "86.3", "88.3†", "83.4†", "73.4†"]
+    assert list(rows.loc["target, quick"]) == ["97.0", "95.0", "90.0", "84.0", "80.0", "76.0"]
+    assert list(rows.loc["ours, quick"]) == ["96.0\u00a0±\u00a01.4 (2 seeds)", *["–"] * 5]
+    assert list(rows.loc["ours, paper"]) == ["–"] * 6
+    assert rows.loc["ours, quick, public data: shapes"].iloc[1] == "95.5 (1 seed)"
+    assert list(rows.index)[-3:] == ["ours, quick", "ours, paper", "ours, quick, public data: shapes"]
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "counts"),
+    [
+        (0.95, "met, 1.0 points above: 96.0 (1 seed)", "1 met, 0 missed, 1 not"),
+        (0.97, "missed by 1.0 points: 96.0 (1 seed)", "0 met, 1 missed, 1 not"),
+        (0.96, "met exactly: 96.0 (1 seed)", "1 met, 0 missed, 1 not"),
+    ],
+)
+def test_a_target_is_met_or_missed(target, words, counts):
+    runs = [record(cnn=(0.96,)), record(epsilon=1.0, cnn=(0.99,)), record(profile="paper", public_data="shapes")]
+    said = comparison.aims_in_words(comparison.own_runs(runs), aims(quick=target, paper=0.9))
+    assert said == [
+        f"Of 2 targets: {counts} measured yet.",
+        f"MNIST, quick: at ε = 10 the target of {100 * target:.1f} % is {words}.",
+        "MNIST, paper: at ε = 10 the target of 90.0 % is not measured yet.",  # not with public data
+    ]
+    assert comparison.aims_in_words(comparison.own_runs([]), aims()) == []
+
+
 # --- what each ingredient buys ----------------------------------------------------------------------------------------
 
 
