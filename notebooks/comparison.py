@@ -53,8 +53,8 @@ rows = comparison.measured(records.values())
 # %% [markdown]
 # ## What we aimed at
 #
-# The targets were set beforehand and stand in `book/targets.csv`: for the profile `paper` a little above the best published
-# without public data, for `quick`, which has minutes on a processor, somewhat below. Published figures come from
+# The targets were set beforehand and stand in `book/targets.csv`: for the profile `paper` above the best published
+# without public data, for `quick`, which has minutes on a processor, lower. Published figures come from
 # `book/published.csv`, ours from the records: the mean over seeds of the whole synthesis, ± one standard deviation over them.
 # Accuracy of the CNN on real test images in per cent, for both data sets, whatever this build is made for. A dagger marks the
 # best of three large classifiers, which is a more favourable protocol than a CNN.
