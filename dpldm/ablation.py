@@ -83,10 +83,20 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         selection = ("no-selection", "no selection of candidates", 1)
     else:
         selection = ("selection", "the better of two candidates", 2)
+    if base.finish.bend > 0:
+        bent = ("no-bend", "strokes not bent", replace(base.finish, bend=0.0))
+    else:
+        bent = ("bend", "images bent by a pixel", replace(base.finish, bend=1.0))
+    if base.finish.contrast > 0:
+        inked = ("no-contrast", "no contrast added", replace(base.finish, contrast=0.0))
+    else:
+        inked = ("contrast", "contrast added", replace(base.finish, contrast=10.0))
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
         (*selection[:2], replace(base, candidates=selection[2])),
+        (*bent[:2], replace(base, finish=bent[2])),
+        (*inked[:2], replace(base, finish=inked[2])),
         ("no-floor", "no floor under decoded pixels", with_pca(replace(pca, floor=0.0))),
         ("half-dimensions", f"at most {pca.dim // 2} latent dimensions", with_pca(replace(pca, dim=pca.dim // 2))),
         ("all-frequencies", "all cosine frequencies kept", with_pca(replace(pca, frequencies=28))),

@@ -12,6 +12,7 @@ from dpldm import compression, diffusion, evaluation, mixture, training
 from dpldm.compression import CompressionSettings
 from dpldm.denoiser import ResidualMLP, one_hot
 from dpldm.diffusion import NoiseLevels
+from dpldm.finishing import FinishSettings, finish
 from dpldm.mixture import Mixture, MixtureSettings
 from dpldm.privacy import (
     Allowance,
@@ -29,6 +30,7 @@ from dpldm.training import FitSettings
 STAGE = "diffusion"
 SELECTOR = "mlp"  # the kind of classifier that selects, of `evaluation.CLASSIFIERS`
 SELECTION_SEED = 900_000_000  # of the images it learns from; no run samples with it
+FINISHING_SEED = 2**62  # added to that of the latents
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class SynthesisSettings:
     ``candidates``: images drawn for each one released. With 2 or more, a classifier trained on ``selection_images``
     synthetic images picks the candidate that it finds most probable for its label (after Azadi et al. 2019,
     "Discriminator rejection sampling"); no private image is read, so it is free.
+
+    ``finish``: what is done to every decoded image, from what is publicly known about its kind; free as well.
     """
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -76,6 +80,7 @@ class SynthesisSettings:
     mixture_share: float = 0.55
     candidates: int = 1
     selection_images: int = 40_000
+    finish: FinishSettings = field(default_factory=FinishSettings)
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.selection_images < 1:
@@ -254,7 +259,8 @@ class LatentDiffusion:
 
     def _draw(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
         *_, latents = self.sample_latents(labels, seed, sampling)
-        return self.compressor.decode(latents.cpu())
+        decoded = self.compressor.decode(latents.cpu())
+        return finish(decoded, self.settings.finish, torch.Generator().manual_seed(FINISHING_SEED + seed))
 
     def _select(self, images: Tensor, labels: Tensor) -> Tensor:
         """Of the candidates (candidates · B, C, H, W) for ``labels`` (B,) the most probable ones: (B, C, H, W)."""

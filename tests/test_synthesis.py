@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpldm.diffusion import SAMPLERS
+from dpldm.finishing import FinishSettings, raise_contrast
 from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData
 from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
 
@@ -98,6 +99,18 @@ def test_seed_decides_fit_and_samples(private):
 def test_batches_of_sampling_cover_all_labels_in_order(private):
     images, _ = draw(private[0], n=7, batch=3)
     assert images.shape[0] == 7
+
+
+def test_decoded_images_are_finished_and_nothing_else_changes(private):
+    plain, data = private
+    settings = replace(TINY, finish=FinishSettings(contrast=8.0))
+    inked = LatentDiffusion(SHAPE, 3, settings, FIVE, 0)
+    for stage in plain.stages:
+        inked.restore(stage, plain.state(stage))
+    torch.testing.assert_close(draw(inked)[0], raise_contrast(draw(plain)[0], 8.0, settings.finish.middle))
+    inked.settings = replace(TINY, finish=FinishSettings(bend=1.0))
+    assert torch.equal(draw(inked)[0], draw(inked)[0])
+    assert not torch.allclose(draw(inked)[0], draw(plain)[0])
 
 
 def test_of_two_candidates_the_more_probable_is_released():

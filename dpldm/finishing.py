@@ -1,0 +1,65 @@
+"""What is known about a kind of image without looking at any, put into synthetic ones: post-processing, free of ε.
+
+Strokes of a pen may be bent a little and stay the same digit, and ink is either there or not. A linear decoder knows
+neither: it draws every stroke grey and blurred, and of each shape only what the mixture's Gaussians span.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CELLS = 4  # displacements per axis, with a smooth field between them
+
+
+@dataclass(frozen=True)
+class FinishSettings:
+    """How decoded images are finished; the defaults leave them as they are.
+
+    bend: standard deviation, in pixels >= 0, of a smooth random displacement of the image, a new one for each.
+    contrast: steepness >= 0 of a logistic curve through which every pixel goes; 0 for none, 15 is nearly ink or paper.
+    middle: the grey, in (0, 1), that the curve pulls apart.
+    """
+
+    bend: float = 0.0
+    contrast: float = 0.0
+    middle: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not (self.bend >= 0 and self.contrast >= 0 and 0 < self.middle < 1):
+            raise ValueError(
+                "expected bend >= 0, contrast >= 0 and 0 < middle < 1, got "
+                f"{self.bend}, {self.contrast} and {self.middle}: use for example 1, 15 and 0.4"
+            )
+
+
+def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) -> Tensor:
+    """Finished images (B, C, H, W) in [0, 1] from decoded ones, each by itself."""
+    if settings.bend > 0:
+        images = bend(images, settings.bend, random)
+    if settings.contrast > 0:
+        images = raise_contrast(images, settings.contrast, settings.middle)
+    return images
+
+
+def bend(images: Tensor, pixels: float, random: torch.Generator) -> Tensor:
+    """Images (B, C, H, W) in [0, 1], each seen through a smooth random displacement (elastic distortion, Simard,
+    Steinkraus, Platt 2003); ``pixels``: its standard deviation at the knots of a coarse grid."""
+    count, _, height, width = images.shape
+    knots = torch.randn(count, 2, CELLS, CELLS, generator=random) * pixels
+    knots = knots * torch.tensor([2 / width, 2 / height]).view(2, 1, 1)  # images reach from -1 to 1
+    field = F.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    still = F.affine_grid(torch.eye(2, 3).expand(count, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, still + field, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def raise_contrast(images: Tensor, steepness: float, middle: float) -> Tensor:
+    """Pixels in [0, 1] through a logistic curve around ``middle``; 0 and 1 stay where they are.
+
+    >>> raise_contrast(torch.tensor([0.0, 0.5, 1.0]), 10.0, 0.5).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    low, high = (1 / (1 + math.exp(-steepness * (end - middle))) for end in (0, 1))
+    return ((((images - middle) * steepness).sigmoid() - low) / (high - low)).clamp(0, 1)

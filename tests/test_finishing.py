@@ -1,0 +1,87 @@
+"""Finishing: what it does to pixels, by other routes; each image by itself; off unless something is known."""
+
+import math
+
+import pytest
+import torch
+
+from dpldm import experiment
+from dpldm.finishing import FinishSettings, bend, finish, raise_contrast
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_left_as_they_are_by_default():
+    images = torch.rand(3, 1, 9, 9, generator=seeded())
+    assert torch.equal(finish(images, FinishSettings(), seeded()), images)
+
+
+def test_contrast_is_the_logistic_curve_through_both_ends():
+    steepness, middle = 10.0, 0.4
+    curve = [1 / (1 + math.exp(-steepness * (grey - middle))) for grey in (0, 0.25, 0.4, 0.8, 1)]
+    expected = [(value - curve[0]) / (curve[-1] - curve[0]) for value in curve]
+    found = raise_contrast(torch.tensor([0, 0.25, 0.4, 0.8, 1]), steepness, middle)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert found[0] == 0
+    assert found[1] < 0.25
+    assert found[3] > 0.8
+
+
+def test_contrast_makes_a_grey_blob_ink_or_paper():
+    blurred = torch.linspace(0, 1, 101)
+    grey = ((blurred > 0.2) & (blurred < 0.8)).sum()
+    finished = raise_contrast(blurred, 15.0, 0.4)
+    assert ((finished > 0.2) & (finished < 0.8)).sum() < grey / 2
+
+
+def test_bending_moves_a_dot_by_the_pixels_that_are_asked_for():
+    """The centre of mass of a wide dot in the middle wanders by about the displacement there, in both directions."""
+    side = 29
+    axis = torch.arange(side).float()
+    dot = torch.exp(-((axis - 14) ** 2) / 8)
+    images = (dot[:, None] * dot).expand(2_000, 1, side, side)
+    bent = bend(images, 1.5, seeded())
+    mass = bent.sum((1, 2, 3))
+    rows = (bent.sum((1, 3)) * axis).sum(1) / mass
+    columns = (bent.sum((1, 2)) * axis).sum(1) / mass
+    for centres in (rows, columns):
+        assert abs(centres.mean() - 14) < 0.1
+        assert 0.5 < centres.std() < 1.5  # less than at a knot: four of them share the middle
+    assert abs(torch.corrcoef(torch.stack([rows, columns]))[0, 1]) < 0.1
+
+
+def test_bending_keeps_range_and_paper():
+    images = torch.rand(20, 3, 12, 10, generator=seeded())
+    bent = bend(images, 1.0, seeded(1))
+    assert bent.shape == images.shape
+    assert bent.min() >= 0
+    assert bent.max() <= 1
+    assert not torch.allclose(bent, images)
+    blank = torch.zeros(2, 1, 28, 28)
+    assert torch.equal(bend(blank, 1.0, seeded()), blank)
+
+
+def test_each_image_is_finished_by_itself():
+    settings = FinishSettings(bend=1.0, contrast=10.0)
+    images = torch.rand(4, 1, 12, 12, generator=seeded())
+    changed = images.clone()
+    changed[2] = 0
+    first, second = finish(images, settings, seeded(5)), finish(changed, settings, seeded(5))
+    assert torch.equal(first[[0, 1, 3]], second[[0, 1, 3]])
+    assert not torch.equal(first[2], second[2])
+
+
+@pytest.mark.parametrize("changed", [{"bend": -1.0}, {"contrast": -1.0}, {"middle": 0.0}, {"middle": 1.0}])
+def test_refuses_what_makes_no_sense(changed):
+    with pytest.raises(ValueError, match="expected bend >= 0"):
+        FinishSettings(**changed)
+
+
+def test_only_digits_are_finished():
+    """What is known about pen strokes is not assumed of anyone's images."""
+    for profile in ("quick", "paper"):
+        assert experiment.settings_for(profile, "mnist", 1.0).finish.bend > 0
+        assert experiment.settings_for(profile, "fashion_mnist", 1.0).finish == FinishSettings()
+        assert experiment.settings_for(profile, "own-photographs", 1.0).finish == FinishSettings()
