@@ -102,7 +102,7 @@ def test_batches_of_sampling_cover_all_labels_in_order(private):
 
 
 def test_decoded_images_are_finished_and_nothing_else_changes(private):
-    plain, data = private
+    plain, _ = private
     settings = replace(TINY, finish=FinishSettings(contrast=8.0))
     inked = LatentDiffusion(SHAPE, 3, settings, FIVE, 0)
     for stage in plain.stages:
