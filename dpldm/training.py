@@ -140,7 +140,7 @@ def fit_ordinary(
     network.train()
     for step in range(1, settings.steps + 1):
         adam.zero_grad()
-        chosen = torch.randint(n, (min(settings.batch, n),), generator=random)
+        chosen = torch.randint(n, (min(settings.batch, n),), generator=random, device=random.device)
         for part in chosen.split(settings.physical_batch):
             (loss(network, part).sum() / len(chosen)).backward()
         adam.step()
