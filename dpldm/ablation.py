@@ -91,11 +91,16 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         inked = ("no-contrast", "no contrast added", replace(base.finish, contrast=0.0))
     else:
         inked = ("contrast", "contrast added", replace(base.finish, contrast=10.0))
+    if base.finish.sharpen > 0:
+        sharp = ("no-sharpening", "edges not sharpened", replace(base.finish, sharpen=0.0))
+    else:
+        sharp = ("sharpening", "edges sharpened", replace(base.finish, sharpen=0.8))
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
         (*selection[:2], replace(base, candidates=selection[2])),
         (*bent[:2], replace(base, finish=bent[2])),
+        (*sharp[:2], replace(base, finish=sharp[2])),
         (*inked[:2], replace(base, finish=inked[2])),
         ("no-floor", "no floor under decoded pixels", with_pca(replace(pca, floor=0.0))),
         ("half-dimensions", f"at most {pca.dim // 2} latent dimensions", with_pca(replace(pca, dim=pca.dim // 2))),

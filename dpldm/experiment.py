@@ -137,8 +137,8 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     Chosen with a small classifier on a validation split (the last 10,000) of both sets' training images, seed 1; there
     Fashion-MNIST did as well with one Gaussian per class at ε = 10. There, where classes overlap, the better of two
     candidates is worth up to two points of CNN accuracy; on MNIST it costs some. Pen strokes may be bent and are either
-    ink or paper, which is public knowledge about digits and worth a point there; bending garments costs some. The rules
-    between the measured ε are interpolated.
+    ink or paper: general knowledge that is worth a point on digits. Bending garments costs some; sharpening them is
+    worth a point. The rules between the measured ε are interpolated.
     """
     if dataset == "mnist":
         chosen = replace(chosen, finish=FinishSettings(bend=1.0, contrast=10.0, middle=0.4))
@@ -149,7 +149,7 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
         return replace(chosen, mixture=MixtureSettings(components=8, iterations=4, moment_share=0.6))
     one = MixtureSettings(components=1, iterations=1, moment_share=0.85)
     if not several:
-        chosen = replace(chosen, candidates=2)
+        chosen = replace(chosen, candidates=2, finish=FinishSettings(sharpen=0.8))
     if epsilon is None or epsilon >= 0.5:
         return replace(chosen, mixture=one)
     few = PCASettings(dim=24, frequencies=12, clip_norm=0.18)

@@ -1,7 +1,8 @@
 """What is known about a kind of image without looking at any, put into synthetic ones: post-processing, free of ε.
 
-Strokes of a pen may be bent a little and stay the same digit, and ink is either there or not. A linear decoder knows
-neither: it draws every stroke grey and blurred, and of each shape only what the mixture's Gaussians span.
+Strokes of a pen may be bent a little and stay the same digit, ink is either there or not, and things have edges. A
+linear decoder knows none of it: it draws strokes grey and edges blurred, and of each shape only what the mixture's
+Gaussians span.
 """
 
 import math
@@ -19,19 +20,21 @@ class FinishSettings:
     """How decoded images are finished; the defaults leave them as they are.
 
     bend: standard deviation, in pixels >= 0, of a smooth random displacement of the image, a new one for each.
+    sharpen: how many times, >= 0, the differences of a pixel to its four neighbours are added to it (unsharp masking).
     contrast: steepness >= 0 of a logistic curve through which every pixel goes; 0 for none, 15 is nearly ink or paper.
     middle: the grey, in (0, 1), that the curve pulls apart.
     """
 
     bend: float = 0.0
+    sharpen: float = 0.0
     contrast: float = 0.0
     middle: float = 0.4
 
     def __post_init__(self) -> None:
-        if not (self.bend >= 0 and self.contrast >= 0 and 0 < self.middle < 1):
+        if not (self.bend >= 0 and self.sharpen >= 0 and self.contrast >= 0 and 0 < self.middle < 1):
             raise ValueError(
-                "expected bend >= 0, contrast >= 0 and 0 < middle < 1, got "
-                f"{self.bend}, {self.contrast} and {self.middle}: use for example 1, 15 and 0.4"
+                "expected bend, sharpen and contrast >= 0 and 0 < middle < 1, got "
+                f"{self.bend}, {self.sharpen}, {self.contrast} and {self.middle}: use for example 1, 1, 10 and 0.4"
             )
 
 
@@ -39,6 +42,8 @@ def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) ->
     """Finished images (B, C, H, W) in [0, 1] from decoded ones, each by itself."""
     if settings.bend > 0:
         images = bend(images, settings.bend, random)
+    if settings.sharpen > 0:
+        images = sharpen(images, settings.sharpen)
     if settings.contrast > 0:
         images = raise_contrast(images, settings.contrast, settings.middle)
     return images
@@ -53,6 +58,15 @@ def bend(images: Tensor, pixels: float, random: torch.Generator) -> Tensor:
     field = F.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     still = F.affine_grid(torch.eye(2, 3).expand(count, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, still + field, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def sharpen(images: Tensor, amount: float) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] minus ``amount`` times their discrete Laplacian, kept in [0, 1]; at the border
+    a pixel is its own neighbour outside."""
+    around = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    vertical = around[..., :-2, 1:-1] + around[..., 2:, 1:-1]
+    level = around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
+    return (images + amount * (4 * images - vertical - level)).clamp(0, 1)
 
 
 def raise_contrast(images: Tensor, steepness: float, middle: float) -> Tensor:

@@ -57,10 +57,11 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     selection = "no-selection" if base.candidates > 1 else "selection"
     bent = "no-bend" if base.finish.bend else "bend"
     inked = "no-contrast" if base.finish.contrast else "contrast"
+    sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
     stage_1 = {"compression", "compression_share"}
     assert changed == {
         "default": set(), components: {"mixture"}, selection: {"candidates"},
-        bent: {"finish"}, inked: {"finish"}, "no-floor": {"compression"},
+        bent: {"finish"}, inked: {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
         "refined-decoder": stage_1, "autoencoder": stage_1, "public-autoencoder": {"compression"},
     }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpldm import experiment
-from dpldm.finishing import FinishSettings, bend, finish, raise_contrast
+from dpldm.finishing import FinishSettings, bend, finish, raise_contrast, sharpen
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -34,6 +34,23 @@ def test_contrast_makes_a_grey_blob_ink_or_paper():
     grey = ((blurred > 0.2) & (blurred < 0.8)).sum()
     finished = raise_contrast(blurred, 15.0, 0.4)
     assert ((finished > 0.2) & (finished < 0.8)).sum() < grey / 2
+
+
+def test_sharpening_is_the_image_minus_its_laplacian():
+    images = torch.rand(2, 3, 6, 7, generator=seeded()) * 0.2 + 0.4
+    kernel = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]]).expand(3, 1, 3, 3)
+    inside = torch.nn.functional.conv2d(images, kernel, groups=3)
+    torch.testing.assert_close(sharpen(images, 0.1)[..., 1:-1, 1:-1], images[..., 1:-1, 1:-1] + 0.1 * inside)
+    flat = torch.full((1, 1, 5, 5), 0.3)
+    torch.testing.assert_close(sharpen(flat, 2.0), flat)  # at the border as well
+
+
+def test_sharpening_steepens_an_edge_and_keeps_the_range():
+    edge = torch.tensor([0.0, 0.0, 0.3, 0.7, 1.0, 1.0]).expand(1, 1, 6, 6)
+    sharp = sharpen(edge, 0.8)
+    assert (sharp[..., 3] - sharp[..., 2]).min() > 0.4 + 0.1
+    assert sharp.min() >= 0
+    assert sharp.max() <= 1
 
 
 def test_bending_moves_a_dot_by_the_pixels_that_are_asked_for():
@@ -73,15 +90,18 @@ def test_each_image_is_finished_by_itself():
     assert not torch.equal(first[2], second[2])
 
 
-@pytest.mark.parametrize("changed", [{"bend": -1.0}, {"contrast": -1.0}, {"middle": 0.0}, {"middle": 1.0}])
+@pytest.mark.parametrize(
+    "changed", [{"bend": -1.0}, {"sharpen": -1.0}, {"contrast": -1.0}, {"middle": 0.0}, {"middle": 1.0}]
+)
 def test_refuses_what_makes_no_sense(changed):
-    with pytest.raises(ValueError, match="expected bend >= 0"):
+    with pytest.raises(ValueError, match="expected bend, sharpen"):
         FinishSettings(**changed)
 
 
-def test_only_digits_are_finished():
-    """What is known about pen strokes is not assumed of anyone's images."""
+def test_your_own_images_are_not_finished():
+    """What is known about pen strokes and garments is not assumed of anyone's images."""
     for profile in ("quick", "paper"):
         assert experiment.settings_for(profile, "mnist", 1.0).finish.bend > 0
-        assert experiment.settings_for(profile, "fashion_mnist", 1.0).finish == FinishSettings()
+        assert experiment.settings_for(profile, "fashion_mnist", 1.0).finish.sharpen > 0
+        assert experiment.settings_for(profile, "fashion_mnist", 1.0).finish.bend == 0
         assert experiment.settings_for(profile, "own-photographs", 1.0).finish == FinishSettings()
