@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpldm import diffusion, synthesis, training
+from dpldm import diffusion, training
 from dpldm.baselines import Baseline
 from dpldm.denoiser import one_hot
 from dpldm.diffusion import NoiseLevels
@@ -230,7 +230,7 @@ class PixelDiffusion(Baseline):
         images, labels = data.read(mechanism)
         pixels, labels = self.to_pixels(images).to(self.device), labels.to(self.device)
         # Which noise levels an image is trained on depends on who else is in the batch, so they must be secret too.
-        random = synthesis._generator_on(self.device, self._random(stage))
+        random = training.generator_on(self.device, self._random(stage))
         with torch.random.fork_rng(devices=[]):  # the initial weights: public, but reproducible
             torch.manual_seed(self._seed(stage, 900))
             network = self._build_network()

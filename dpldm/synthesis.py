@@ -211,7 +211,7 @@ class LatentDiffusion:
         latents = clip_rows(encode(images), radius).to(self.device)
         labels = labels.to(self.device)
         base = self.mixture.to(self.device)
-        random = _generator_on(self.device, random)
+        random = training.generator_on(self.device, random)
 
         def loss(network: torch.nn.Module, chosen: Tensor) -> Tensor:
             known = torch.rand(len(chosen), generator=random, device=self.device) >= settings.label_dropout
@@ -328,12 +328,6 @@ def _denoise(base: Mixture, network: torch.nn.Module, noisy: Tensor, sigma: Tens
     hot = one_hot(classes, base.num_classes)
     hot = hot.view(len(hot), *[1] * (noisy.dim() - 2), -1).expand(*noisy.shape[:-1], -1)
     return estimate + diffusion.precondition(sigma).out * network(noisy, estimate, sigma, hot)
-
-
-def _generator_on(device: torch.device, random: torch.Generator) -> torch.Generator:
-    if device.type == "cpu":
-        return random
-    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=random)))
 
 
 def smoke(settings: SynthesisSettings) -> SynthesisSettings:

@@ -131,6 +131,13 @@ def _private_step(
         optimizer.step()
 
 
+def generator_on(device: torch.device, random: torch.Generator) -> torch.Generator:
+    """A generator for draws on ``device``: the given one on the CPU, else a new one seeded from it."""
+    if device.type == "cpu":
+        return random
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=random)))
+
+
 def fit_ordinary(
     network: nn.Module, loss: PerExampleLoss, n: int, settings: FitSettings, random: torch.Generator
 ) -> Iterator[int]:
