@@ -77,7 +77,7 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
     table = table.sort_values(["today", "seeds", "variant"], ascending=[False, False, True]).drop_duplicates(_PLACE)
     order = table.assign(budget=table["epsilon"].replace(math.inf, -1.0)).sort_values(
-        ["dataset", "budget", "cnn", "method"], ascending=[True, False, False, True]
+        ["dataset", "budget", "cnn", "method", "profile"], ascending=[True, False, False, True, True]
     )
     return order.drop(columns=["today", "budget"]).reset_index(drop=True)
 
