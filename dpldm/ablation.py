@@ -94,7 +94,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     if base.finish.sharpen > 0:
         sharp = ("no-sharpening", "edges not sharpened", replace(base.finish, sharpen=0.0))
     else:
-        sharp = ("sharpening", "edges sharpened", replace(base.finish, sharpen=0.8))
+        sharp = ("sharpening", "edges sharpened", replace(base.finish, sharpen=0.4))
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
