@@ -7,8 +7,9 @@ post-processing, so sampling costs no privacy.
 
 import math
 import secrets
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from dpldm.privacy import (
     PrivacyError,
     PrivacySpec,
     PrivateData,
+    calibrate,
     clip_rows,
     gaussian_mechanism,
     gaussian_noise_multiplier,
@@ -98,6 +100,39 @@ class Baseline:
 
     def _seed(self, stage: str, purpose: int) -> int:
         return 1000 * self.seed + purpose + self.stages.index(stage)
+
+
+class NetworkBaseline(Baseline):
+    """A method that is one network, fitted in one stage by one mechanism."""
+
+    network: nn.Module | None = None
+
+    @abstractmethod
+    def template(self, n: int) -> Mechanism:
+        """The whole fit to ``n`` images as a mechanism, all but its noise multiplier."""
+
+    @abstractmethod
+    def _build_network(self) -> nn.Module:
+        """A network with its first weights, which becomes `network`."""
+
+    def mechanism(self, n: int) -> Mechanism:
+        """`template` with the noise multiplier that is asked for, or the least that keeps the target ε, or none."""
+        template = self.template(n)
+        if self.spec is None:
+            return replace(template, noise_multiplier=0.0)
+        if self.spec.epsilon is None:
+            return replace(template, noise_multiplier=self.spec.noise_multiplier or 0.0)
+        return calibrate([], template, self.spec.epsilon, self.spec.delta)
+
+    def state(self, stage: str) -> dict[str, Tensor]:
+        """A finished stage's tensors: the network's, and nothing else."""
+        assert self.network is not None, "fit first"
+        return training.parameters_of(self.network)
+
+    def restore(self, stage: str, state: dict[str, Tensor]) -> None:
+        """Put a finished stage's tensors back."""
+        with torch.random.fork_rng(devices=[]):
+            self._build_network().load_state_dict(state)
 
 
 # --- one Gaussian per class -------------------------------------------------------------------------------------------

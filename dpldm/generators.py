@@ -14,15 +14,15 @@ whole batch the sensitivity is 2R, whichever rows the length is in: R = C where 
 import secrets
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dpldm import training
-from dpldm.baselines import Baseline
+from dpldm.baselines import NetworkBaseline
 from dpldm.denoiser import one_hot
-from dpldm.privacy import Mechanism, NoiseSource, PrivacySpec, PrivateData, calibrate, clip_rows, gaussian_mechanism
+from dpldm.privacy import Mechanism, NoiseSource, PrivacySpec, PrivateData, clip_rows, gaussian_mechanism
 from dpldm.synthesis import SamplingSettings
 
 STAGE = "generator"
@@ -90,7 +90,7 @@ class ConditionalGenerator(nn.Module):
         return self.enlarge(small).sigmoid()
 
 
-class ImageGradientMethod(Baseline):
+class ImageGradientMethod(NetworkBaseline):
     """A conditional generator that learns from sanitised gradients; the two methods say how the gradients come about.
 
     Args:
@@ -122,10 +122,6 @@ class ImageGradientMethod(Baseline):
         self.network: ConditionalGenerator | None = None
 
     @abstractmethod
-    def template(self, n: int) -> Mechanism:
-        """The whole fit to ``n`` images as a mechanism, all but its noise multiplier."""
-
-    @abstractmethod
     def fit_gradients(
         self, images: Tensor, labels: Tensor, mechanism: Mechanism, noise: NoiseSource, random: torch.Generator
     ) -> Iterator[int]:
@@ -134,16 +130,6 @@ class ImageGradientMethod(Baseline):
     def total_steps(self, stage: str) -> int:
         """How many steps a stage yields, for a progress bar."""
         return self.generator_settings.steps
-
-    def mechanism(self, n: int) -> Mechanism:
-        """`template` with the noise multiplier that is asked for, or that the target ε needs, or none."""
-        template = self.template(n)
-        if self.spec is None:
-            return replace(template, noise_multiplier=0.0)
-        if self.spec.noise_multiplier is not None:
-            return replace(template, noise_multiplier=self.spec.noise_multiplier)
-        assert self.spec.epsilon is not None
-        return calibrate([], template, self.spec.epsilon, self.spec.delta)
 
     def fit_stage(self, stage: str, data: PrivateData) -> Iterator[int]:
         """Fit the generator; yields the steps done, 1 to ``steps``."""
@@ -184,16 +170,6 @@ class ImageGradientMethod(Baseline):
         batch = sampling.batch if sampling else self.generator_settings.sampling_batch
         for index, part in enumerate(labels.split(batch)):
             yield self.draw(part, torch.Generator().manual_seed(10_000 * seed + index)).cpu().clamp(0, 1)
-
-    def state(self, stage: str) -> dict[str, Tensor]:
-        """The generator's tensors, and nothing else: discriminators and plans are private."""
-        assert self.network is not None, "fit first"
-        return training.parameters_of(self.network)
-
-    def restore(self, stage: str, state: dict[str, Tensor]) -> None:
-        """Put a generator's tensors back."""
-        with torch.random.fork_rng(devices=[]):
-            self._build_network().load_state_dict(state)
 
 
 def _fused(network: nn.Module) -> bool:

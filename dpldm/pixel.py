@@ -8,17 +8,17 @@ from [0, 1] to [-1, 1] by public constants.
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dpldm import diffusion, training
-from dpldm.baselines import Baseline
+from dpldm.baselines import NetworkBaseline
 from dpldm.denoiser import one_hot
 from dpldm.diffusion import NoiseLevels
-from dpldm.privacy import Mechanism, PrivacySpec, PrivateData, calibrate
+from dpldm.privacy import Mechanism, PrivacySpec, PrivateData
 from dpldm.synthesis import SamplingSettings
 from dpldm.training import FitSettings
 
@@ -164,7 +164,7 @@ class PixelUNet(nn.Module):
 # --- the method -------------------------------------------------------------------------------------------------------
 
 
-class PixelDiffusion(Baseline):
+class PixelDiffusion(NetworkBaseline):
     """DPDM: a class-conditional diffusion model of the pixels, fitted by DP-SGD with K noise draws for each image.
 
     Guarantee (add or remove one image with its label): each step is a Poisson-subsampled Gaussian mechanism. Every
@@ -214,15 +214,10 @@ class PixelDiffusion(Baseline):
         if n < batch:
             raise ValueError(f"expected at least as many images as the batch of {batch}, got {n}: lower the batch")
 
-    def mechanism(self, n: int) -> Mechanism:
-        """DP-SGD on ``n`` images, with the noise that is asked for, or the least that keeps the target ε, or none."""
-        fit, spec = self.settings.fit, self.spec
-        template = Mechanism("denoiser gradients", STAGE, 0.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
-        if spec is None:
-            return template
-        if spec.epsilon is None:
-            return replace(template, noise_multiplier=spec.noise_multiplier or 0.0)
-        return calibrate([], template, spec.epsilon, spec.delta)
+    def template(self, n: int) -> Mechanism:
+        """DP-SGD on ``n`` images as a mechanism, all but its noise multiplier."""
+        fit = self.settings.fit
+        return Mechanism("denoiser gradients", STAGE, 1.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
 
     def fit_stage(self, stage: str, data: PrivateData) -> Iterator[int]:
         """Fit the network; yields the steps done, 1 to ``steps``."""
@@ -286,16 +281,6 @@ class PixelDiffusion(Baseline):
             denoise = diffusion.guided(denoiser(hot), denoiser(torch.zeros_like(hot)), sampling.guidance)
             *_, pixels = diffusion.SAMPLERS[sampling.sampler](denoise, noise, sigmas, random)
             yield self.to_images(pixels).cpu()
-
-    def state(self, stage: str) -> dict[str, Tensor]:
-        """A finished stage's tensors."""
-        assert self.network is not None, "fit first"
-        return training.parameters_of(self.network)
-
-    def restore(self, stage: str, state: dict[str, Tensor]) -> None:
-        """Put a finished stage's tensors back."""
-        with torch.random.fork_rng(devices=[]):
-            self._build_network().load_state_dict(state)
 
 
 def _denoise(network: nn.Module, noisy: Tensor, sigma: Tensor, hot: Tensor) -> Tensor:
