@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpldm import data, experiment, results
+from dpldm import data, experiment, methods, results
 from dpldm.baselines import ClassGaussianSettings, RealImagesSettings
 from dpldm.compression import PCASettings
 from dpldm.experiment import Experiment, Folders
@@ -132,7 +132,7 @@ def _settings(variation: Variation) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": asked.method, "epsilon": asked.epsilon, "delta": asked.delta}
     facts |= {
         "n_synthetic": asked.n_synthetic,
-        "limit": experiment.PROFILES[asked.profile].limit,
+        "limit": methods.PROFILES[asked.profile].limit,
         "held_out": SHARE,
         "classifiers": CLASSIFIERS,
     }

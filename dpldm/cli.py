@@ -176,7 +176,8 @@ def _labels(wanted: str, n: int, names: Sequence[str]) -> Any:
 
 def _evaluate(given: argparse.Namespace) -> None:
     from dpldm import data, evaluation, results
-    from dpldm.experiment import PROFILES, ExperimentError, choose_device, scores_in_words
+    from dpldm.experiment import ExperimentError, choose_device, scores_in_words
+    from dpldm.methods import PROFILES
 
     if given.profile not in PROFILES:
         raise ExperimentError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")
@@ -246,7 +247,7 @@ def _privacy(given: argparse.Namespace) -> None:
 
 def _audit(given: argparse.Namespace) -> None:
     from dpldm import audit, data
-    from dpldm.experiment import PROFILES, settings_for
+    from dpldm.methods import PROFILES, settings_for
     from dpldm.privacy import PrivacyError, PrivacySpec
 
     if given.profile not in PROFILES:
@@ -369,7 +370,7 @@ def _progress() -> Any:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 RECORDS, ABLATION, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("book/ablation"), Path("runs"), 10.0
-# The names in `dpldm.experiment.METHODS`; a test holds the two together. YARDSTICKS take no ε.
+# The names in `dpldm.methods.METHODS`; a test holds the two together. YARDSTICKS take no ε.
 YARDSTICKS = ("real", "non-private")
 METHODS = ("dpldm", "class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "dpdm", "reading-b", *YARDSTICKS)
 ABOUT_METHODS = f"{', '.join(METHODS)} (default dpldm); {' and '.join(YARDSTICKS)} are yardsticks without privacy"

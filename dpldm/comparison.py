@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from dpldm import ablation, data, plots, results
-from dpldm.experiment import METHODS, PROFILES, Experiment
+from dpldm.experiment import Experiment
+from dpldm.methods import METHODS, PROFILES
 from dpldm.synthesis import LatentDiffusion
 
 OWN = LatentDiffusion.method
@@ -626,7 +627,7 @@ def _chance(base: pd.Series) -> str:
 
 
 def index_of_methods() -> str:
-    """All methods of `dpldm.experiment.METHODS` as a Markdown table: name, title, what it does, citation, and under
+    """All methods of `dpldm.methods.METHODS` as a Markdown table: name, title, what it does, citation, and under
     which names others give figures of it."""
     lines = ["| name | method | what it does | from | quoted here as |", "|---|---|---|---|---|"]
     for name, method in METHODS.items():

@@ -16,25 +16,23 @@ import secrets
 import time
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from dpldm import baselines, evaluation, generators, pixel, privacy, results
+from dpldm import baselines, evaluation, privacy, results
 from dpldm import data as datasets
-from dpldm.compression import CompressionSettings, Compressor, PCASettings, RefinedPCASettings
+from dpldm.compression import Compressor
 from dpldm.data import ImageData
-from dpldm.evaluation import EVALUATION, EvaluationSettings
-from dpldm.finishing import FinishSettings
-from dpldm.mixture import MixtureSettings
+from dpldm.evaluation import EvaluationSettings
+from dpldm.methods import METHODS, PROFILES, MethodSettings, Synthesizer
 from dpldm.privacy import Ledger, Mechanism, PrivacySpec, PrivateData
 from dpldm.results import RecordError, StageFolder
-from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
-from dpldm.training import FitSettings
+from dpldm.synthesis import LatentDiffusion, SamplingSettings
 
 SAMPLES = "samples"
 GRID_COLUMNS = 10  # images of each class on a sample grid
@@ -59,188 +57,6 @@ class Stopped(KeyboardInterrupt):
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------------
-
-
-class Synthesizer(Protocol):
-    """What a method has to offer; `LatentDiffusion` says what each part means."""
-
-    @property
-    def stages(self) -> typing.Sequence[str]: ...
-    def total_steps(self, stage: str) -> int: ...
-    def check(self, n: int) -> None: ...
-    def fit_stage(self, stage: str, data: PrivateData) -> Iterator[int]: ...
-    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]: ...
-    def state(self, stage: str) -> dict[str, Tensor]: ...
-    def restore(self, stage: str, state: dict[str, Tensor]) -> None: ...
-
-
-class MethodSettings(Protocol):
-    """A method's settings: a frozen dataclass of numbers, texts, truth values and further such dataclasses."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a method is made.
-
-    build: from image shape, number of classes, settings, budget or None, seed and device.
-    settings: the type of its settings. choose: those of a profile, from its name, the data set's and ε or None.
-    private: False for a yardstick, which takes no budget and gives no privacy.
-    title: what readers call it. about: what it does, in a line. citation: its key in the bibliography, or empty.
-    published: names of `book/published.csv` under which others give figures of it.
-    """
-
-    build: Callable[..., Synthesizer]
-    settings: type[Any]
-    choose: Callable[[str, str, float | None], Any]
-    private: bool = True
-    title: str = ""
-    about: str = ""
-    citation: str = ""
-    published: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How much work a run is. ``limit``: most real images used of each split (None: all), a choice that depends on
-    nothing private; ``n_synthetic``: images to draw; ``evaluation``: how they are scored."""
-
-    limit: int | None
-    n_synthetic: int
-    evaluation: EvaluationSettings
-
-
-PROFILES: dict[str, Profile] = {
-    "smoke": Profile(2_000, 1_000, replace(EVALUATION["smoke"], classifier_seeds=1)),
-    "quick": Profile(None, 60_000, EVALUATION["quick"]),
-    "paper": Profile(None, 60_000, EVALUATION["paper"]),
-}
-
-
-def settings_for(profile: str, dataset: str, epsilon: float | None) -> SynthesisSettings:
-    """The synthesizer's settings in a profile. ``epsilon`` None: without privacy, or with the noise given instead."""
-    if profile == "smoke":
-        return smoke(SynthesisSettings())
-    if profile == "paper":
-        fit = FitSettings(steps=2_000, batch=4_096, physical_batch=4_096, ema_decay=0.995)
-        sampling = SamplingSettings(steps=32)
-        chosen = SynthesisSettings(width=512, depth=3, draws=16, fit=fit, sampling=sampling)
-    else:
-        chosen = SynthesisSettings()
-    return _fit_for(chosen, dataset, epsilon)
-
-
-def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> SynthesisSettings:
-    """Many components where the budget shows them, one Gaussian per class and few dimensions where noise hides more.
-
-    Chosen with a small classifier on a validation split (the last 10,000) of both sets' training images, seed 1; there
-    Fashion-MNIST did as well with one Gaussian per class at ε = 10. There, where classes overlap, the better of two
-    candidates is worth up to two points of CNN accuracy; on MNIST it costs some. Pen strokes may be bent and are either
-    ink or paper: general knowledge that is worth a point on digits; a contrast of 20 in place of 10 costs the CNN 0.2
-    points there and takes a third off the Fréchet distance. Bending garments costs some; sharpening them brings the
-    samples nearer to the real images, and 0.4 is better for the CNN than none or 0.8. The rules between the measured ε
-    are interpolated.
-    """
-    if dataset == "mnist":
-        chosen = replace(chosen, finish=FinishSettings(bend=1.0, contrast=20.0, middle=0.4))
-    several = dataset != "fashion_mnist"
-    if several and (epsilon is None or epsilon >= 5):
-        return replace(chosen, mixture=MixtureSettings(components=24, iterations=6, moment_share=0.5))
-    if several and epsilon is not None and epsilon >= 2:
-        return replace(chosen, mixture=MixtureSettings(components=8, iterations=4, moment_share=0.6))
-    one = MixtureSettings(components=1, iterations=1, moment_share=0.85)
-    if not several:
-        chosen = replace(chosen, candidates=2, finish=FinishSettings(sharpen=0.4))
-    if epsilon is None or epsilon >= 0.5:
-        return replace(chosen, mixture=one)
-    few = PCASettings(dim=24, frequencies=12, clip_norm=0.18)
-    return replace(chosen, mixture=one, compression=CompressionSettings(pca=few, refined=RefinedPCASettings(pca=few)))
-
-
-METHODS: dict[str, Method] = {
-    LatentDiffusion.method: Method(
-        LatentDiffusion,
-        SynthesisSettings,
-        settings_for,
-        title="Latent diffusion",
-        about="Private compression, then a private mixture and diffusion in the latent space: the method of this book.",
-        citation="ge2024latent",
-    ),
-    "class-gaussian": Method(
-        baselines.ClassGaussian,
-        baselines.ClassGaussianSettings,
-        baselines.class_gaussian_settings,
-        title="Class Gaussian",
-        about="Private PCA, then one Gaussian for each class; nothing is trained. The floor.",
-    ),
-    "dp-merf": Method(
-        baselines.MeanEmbedding,
-        baselines.MeanEmbeddingSettings,
-        baselines.mean_embedding_settings,
-        title="DP-MERF",
-        about="The mean of random Fourier features for each class is released once; a generator learns to match it.",
-        citation="harder2021dpmerf",
-        published=("DP-MERF", "DP-MERF (re-run)"),
-    ),
-    "dp-sinkhorn": Method(
-        generators.Sinkhorn,
-        generators.SinkhornSettings,
-        generators.sinkhorn_settings,
-        title="DP-Sinkhorn",
-        about="A generator lowers its optimal-transport cost to real images, through clipped and noised gradients.",
-        citation="cao2021sinkhorn",
-        published=("DP-Sinkhorn", "DP-Sinkhorn (re-run)"),
-    ),
-    "gs-wgan": Method(
-        generators.GradientSanitizedGAN,
-        generators.GANSettings,
-        generators.gan_settings,
-        title="GS-WGAN",
-        about="Secret discriminators on parts of the data teach a generator, through clipped and noised gradients.",
-        citation="chen2020gswgan",
-        published=("GS-WGAN", "GS-WGAN (re-run)"),
-    ),
-    pixel.PixelDiffusion.method: Method(
-        pixel.PixelDiffusion,
-        pixel.PixelDiffusionSettings,
-        pixel.pixel_settings,
-        title="DPDM",
-        about="A diffusion model of the pixels themselves, fitted by DP-SGD with several noise draws for each image.",
-        citation="dockhorn2023dpdm",
-        published=(
-            "DPDM",
-            "DPDM (FID sampler)",
-            "DPDM (accuracy sampler)",
-            "DPDM (stochastic DDIM)",
-            "DPDM (deterministic DDIM)",
-        ),
-    ),
-    "reading-b": Method(
-        baselines.NoisedLatents,
-        baselines.ClassGaussianSettings,
-        baselines.class_gaussian_settings,
-        title="Reading B",
-        about="Every latent is clipped and noised once; all that follows is post-processing.",
-        citation="ge2024latent",
-    ),
-    "real": Method(
-        baselines.RealImages,
-        baselines.RealImagesSettings,
-        baselines.real_images_settings,
-        private=False,
-        title="Real images",
-        about="The training images themselves. A yardstick without privacy.",
-    ),
-    "non-private": Method(
-        LatentDiffusion,
-        SynthesisSettings,
-        settings_for,
-        private=False,
-        title="Latent diffusion without privacy",
-        about="The method of this book without noise. A yardstick without privacy.",
-    ),
-}
 
 
 @dataclass(frozen=True)

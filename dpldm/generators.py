@@ -588,13 +588,16 @@ def sinkhorn_settings(profile: str, dataset: str, epsilon: float | None) -> Sink
 def gan_settings(profile: str, dataset: str, epsilon: float | None) -> GANSettings:
     """GS-WGAN's settings in a profile.
 
-    They are reasoned, not tuned: with discriminators of one output for each class, trials without noise drew digits of
-    every class; with noise none was made. An earlier trial at ε = 10 on MNIST, with the label as a further input of the
-    discriminators, collapsed to one shape for all classes, with and without noise.
+    ``quick`` is the better of two trials with noise, at ε = 10 on MNIST with seed 0: a small CNN trained on the
+    samples, scored on the last 10,000 training images, which no trial was fitted to. Many parts leave each
+    discriminator few images, few parts leave each step much noise; in both the classes hardly differ, far less than
+    without noise. That search is not charged to ε; the settings are the same at another ε and on another data set.
+    ``paper`` is reasoned and has not been tried.
     """
     if profile == "smoke":
         return GANSettings(generator=_TINY, parts=4, width=16, warm_up_updates=2, updates=1, batch=10)
     if profile == "paper":
         generator = GeneratorSettings(width=512, steps=200_000, images=32, learning_rate=1e-4, ema_decay=0.9999)
         return GANSettings(generator=generator, parts=1_000, width=128, warm_up_updates=2_000, updates=5)
-    return GANSettings(generator=GeneratorSettings(steps=20_000, learning_rate=2e-4))
+    generator = GeneratorSettings(steps=15_000, images=20, learning_rate=2e-4)
+    return GANSettings(generator=generator, parts=1_000, warm_up_updates=60, updates=2)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpldm import results
-from dpldm.experiment import METHODS, Experiment, Folders, check, duration
+from dpldm.experiment import Experiment, Folders, check, duration
+from dpldm.methods import METHODS
 
 Say = Callable[[str], None]
 HERE = Folders()

@@ -29,7 +29,7 @@ import pandas as pd
 from myst_nb import glue
 
 from dpldm import plots, results
-from dpldm.experiment import settings_for
+from dpldm.methods import settings_for
 from dpldm.privacy import (
     Allowance,
     Ledger,

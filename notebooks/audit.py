@@ -36,7 +36,8 @@ from myst_nb import glue
 from dpldm import audit, data, plots, training
 from dpldm.audit import Examples, LowerBound
 from dpldm.compression import PCASettings
-from dpldm.experiment import PROFILES, balanced_labels, settings_for
+from dpldm.experiment import balanced_labels
+from dpldm.methods import PROFILES, settings_for
 from dpldm.mixture import MixtureSettings
 from dpldm.privacy import Allowance, Ledger, Mechanism, NoiseSource, PrivacySpec, calibrate, gaussian_noise_multiplier
 from dpldm.synthesis import SynthesisSettings, smoke

@@ -30,7 +30,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from dpldm import ablation, comparison, experiment, plots
+from dpldm import ablation, comparison, experiment, methods, plots
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -47,7 +47,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # the network starts from, is cut in half:
 
 # %%
-base = experiment.settings_for(profile, dataset, epsilon)
+base = methods.settings_for(profile, dataset, epsilon)
 starved = replace(base, mixture_share=base.mixture_share / 2)
 f"of the budget to DP-SGD: {base.diffusion_share:.0%}, then {starved.diffusion_share:.0%}"
 

@@ -32,7 +32,7 @@ import torch
 from myst_nb import glue
 
 from dpldm import compression, data, plots
-from dpldm.experiment import PROFILES, settings_for
+from dpldm.methods import PROFILES, settings_for
 from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from dpldm import data, evaluation, experiment, plots, privacy, results
+from dpldm import data, evaluation, experiment, methods, plots, privacy, results
 from dpldm.experiment import Experiment, Folders
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
@@ -105,7 +105,7 @@ glue("features", metrics["features"], display=False)
 
 # %%
 network = evaluation.load_feature_network(dataset)
-limit = experiment.PROFILES[profile].limit or 10_000
+limit = methods.PROFILES[profile].limit or 10_000
 features = [network.features(side.images[:limit]) for side in (train, test)]
 yardstick = evaluation.fid(*features)
 

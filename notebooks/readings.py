@@ -34,7 +34,8 @@ from myst_nb import glue
 from dpldm import audit, data, evaluation, plots
 from dpldm.audit import Examples
 from dpldm.compression import PCASettings
-from dpldm.experiment import PROFILES, balanced_labels, settings_for
+from dpldm.experiment import balanced_labels
+from dpldm.methods import PROFILES, settings_for
 from dpldm.privacy import PrivacySpec
 from dpldm.synthesis import SynthesisSettings, smoke
 from dpldm.training import FitSettings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm import ablation, cli, data, evaluation, experiment, results
+from dpldm import ablation, cli, data, evaluation, experiment, methods, results
 from dpldm.ablation import AblationError
 from dpldm.compression import PrivatePCA
 from dpldm.data import ImageData
@@ -29,7 +29,7 @@ def bars(monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, split, *_: made if split == "train" else test)
     monkeypatch.setattr(results, "_commit", lambda root: "0" * 40)
     scoring = replace(evaluation.EVALUATION["smoke"], classifier_seeds=1, cnn_epochs=3, mlp_epochs=3)
-    monkeypatch.setitem(experiment.PROFILES, "smoke", experiment.Profile(None, 900, scoring))
+    monkeypatch.setitem(methods.PROFILES, "smoke", methods.Profile(None, 900, scoring))
     return made
 
 
@@ -42,12 +42,12 @@ def measured(folder, *only, epsilon=5.0, **options):
 # --- what is varied ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", list(experiment.PROFILES))
+@pytest.mark.parametrize("profile", list(methods.PROFILES))
 @pytest.mark.parametrize(("dataset", "epsilon"), [("mnist", 10.0), ("mnist", 1.0), ("fashion_mnist", 1.0)])
 def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, epsilon):
     found = ablation.variations(dataset, epsilon, profile)
     base = found[ablation.DEFAULT].experiment.settings
-    assert base == experiment.settings_for(profile, dataset, epsilon)
+    assert base == methods.settings_for(profile, dataset, epsilon)
     changed = {
         name: {key for key, value in asdict(base).items() if asdict(row.experiment.settings)[key] != value}
         for name, row in found.items()
@@ -76,7 +76,7 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
 def test_a_row_spends_no_more_than_its_epsilon(bars, name):
     """By another accountant than the one that calibrates."""
     described = ablation.variations("mnist", 2.0, "smoke")[name].experiment
-    method = experiment.METHODS[described.method]
+    method = methods.METHODS[described.method]
     guard = PrivateData(bars.images, bars.labels, 3, experiment.Ledger())
     method.build(bars.image_shape, 3, described.settings, described.spec, 0).fit(guard)
     assert 1.8 < guard.ledger.epsilon(1e-5, "pld") <= 2.0 * 1.001
@@ -161,9 +161,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_rows_of_other_settings_are_measured_again(tmp_path, monkeypatch):
     made, _ = measured(tmp_path, "mixture-alone", "real")
-    before, settings_for = made["rows"], experiment.settings_for
-    changed = replace(experiment.METHODS["dpldm"], choose=lambda *a: replace(settings_for(*a), compression_share=0.3))
-    monkeypatch.setitem(experiment.METHODS, "dpldm", changed)
+    before, settings_for = made["rows"], methods.settings_for
+    changed = replace(methods.METHODS["dpldm"], choose=lambda *a: replace(settings_for(*a), compression_share=0.3))
+    monkeypatch.setitem(methods.METHODS, "dpldm", changed)
     made, said = measured(tmp_path, "real")
     assert "left out: mixture-alone" in said[0]
     assert made["rows"] == {"real": before["real"]}  # nothing of it has changed

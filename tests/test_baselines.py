@@ -15,10 +15,11 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 from torch import Tensor
 
-from dpldm import baselines, cli, experiment, privacy, results, sweep
+from dpldm import baselines, cli, experiment, methods, privacy, results, sweep
 from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
 from dpldm.cli import main
-from dpldm.experiment import METHODS, Experiment, ExperimentError, Folders, from_json, run
+from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run
+from dpldm.methods import METHODS
 from dpldm.privacy import Ledger, PrivacySpec, PrivateData
 
 SHAPE, CLASSES = (1, 12, 12), 3
@@ -156,7 +157,7 @@ def test_every_interrupted_method_ends_as_one_that_was_not(made: tuple, tmp_path
     assert torch.equal(*images)
 
 
-@pytest.mark.parametrize("profile", list(experiment.PROFILES))
+@pytest.mark.parametrize("profile", list(methods.PROFILES))
 @pytest.mark.parametrize("name", list(METHODS))
 def test_settings_of_every_method_go_to_json_and_back(name: str, profile: str) -> None:
     for dataset, epsilon in (("mnist", 10.0), ("fashion_mnist", 0.2), ("own", None)):

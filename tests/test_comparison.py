@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dpldm import ablation, book, cli, comparison, plots, results
-from dpldm.experiment import METHODS, Experiment
+from dpldm.experiment import Experiment
+from dpldm.methods import METHODS
 
 PUBLISHED = book.ROOT / "book" / "published.csv"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpldm import evaluation, experiment, privacy, results
+from dpldm import evaluation, experiment, methods, privacy, results
 from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run
 from dpldm.privacy import PrivacyError, PrivateData
 from dpldm.results import RecordError
@@ -436,11 +436,11 @@ def test_models_hold_only_what_is_charged(made: Made) -> None:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", list(experiment.PROFILES))
+@pytest.mark.parametrize("profile", list(methods.PROFILES))
 def test_settings_go_to_json_and_back(profile: str) -> None:
-    settings = experiment.settings_for(profile, "mnist", 3.0)
+    settings = methods.settings_for(profile, "mnist", 3.0)
     assert from_json(SynthesisSettings, json.loads(json.dumps(asdict(settings)))) == settings
-    scoring = experiment.PROFILES[profile].evaluation
+    scoring = methods.PROFILES[profile].evaluation
     assert from_json(evaluation.EvaluationSettings, json.loads(json.dumps(asdict(scoring)))) == scoring
 
 

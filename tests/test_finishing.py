@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpldm import experiment
+from dpldm import methods
 from dpldm.finishing import FinishSettings, bend, finish, raise_contrast, sharpen
 
 
@@ -101,7 +101,7 @@ def test_refuses_what_makes_no_sense(changed):
 def test_your_own_images_are_not_finished():
     """What is known about pen strokes and garments is not assumed of anyone's images."""
     for profile in ("quick", "paper"):
-        assert experiment.settings_for(profile, "mnist", 1.0).finish.bend > 0
-        assert experiment.settings_for(profile, "fashion_mnist", 1.0).finish.sharpen > 0
-        assert experiment.settings_for(profile, "fashion_mnist", 1.0).finish.bend == 0
-        assert experiment.settings_for(profile, "own-photographs", 1.0).finish == FinishSettings()
+        assert methods.settings_for(profile, "mnist", 1.0).finish.bend > 0
+        assert methods.settings_for(profile, "fashion_mnist", 1.0).finish.sharpen > 0
+        assert methods.settings_for(profile, "fashion_mnist", 1.0).finish.bend == 0
+        assert methods.settings_for(profile, "own-photographs", 1.0).finish == FinishSettings()
