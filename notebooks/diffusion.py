@@ -211,7 +211,7 @@ plots.image_rows(rows, "Guidance", "weight", "classes in order")
 # %% [markdown]
 # ## What we now know
 #
-# Moments first, gradients for the rest: the model starts at a private mixture and can only get better. The whole of both
+# Moments first, gradients for the rest: the model starts at a private mixture and learns what that misses. The whole of both
 # stages is in one ledger, and its ε is within the budget, by every accountant:
 
 # %%
