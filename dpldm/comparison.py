@@ -543,18 +543,24 @@ def ingredients_as_shown(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def commands_for_ingredients(effects: pd.DataFrame, dataset: str, profile: str, budgets: Sequence[float]) -> str:
-    """How to measure what is missing at these ε, in Markdown; empty where there is a row at each.
+    """How to measure those of `dpldm.ablation.variations` that have no row at these ε, in Markdown.
 
     Args:
         effects: from `of_one_profile`. profile: of the build; named where no profile has any row.
     """
-    missing = [epsilon for epsilon in budgets if not (effects["epsilon"] == epsilon).any()]
     named = profile if effects.empty else effects["profile"].iloc[0]
+    missing = [
+        epsilon
+        for epsilon in budgets
+        if set(ablation.variations(dataset, epsilon, named)) - set(effects["name"][effects["epsilon"] == epsilon])
+    ]
+    if not missing:
+        return "Everything on the list is measured."
     commands = [f"dpldm ablation --dataset {dataset} --epsilon {epsilon:g} --profile {named}" for epsilon in missing]
-    if not commands:
-        return ""
     at = _listed([f"ε = {epsilon:g}" for epsilon in missing])
-    return "No measurement is committed yet at {}. To make it:\n\n```\n{}\n```".format(at, "\n".join(commands))
+    return "Not everything on the list is measured at {}. To add what is missing:\n\n```\n{}\n```".format(
+        at, "\n".join(commands)
+    )
 
 
 def ingredients_in_words(effects: pd.DataFrame, epsilon: float) -> list[str]:

@@ -463,8 +463,12 @@ def test_of_several_profiles_that_of_the_build_is_shown():
     command = comparison.commands_for_ingredients(nothing, "mnist", "smoke", [10.0]).split("```")[1].split()
     given = cli._parser().parse_args(command[1:])
     assert (given.dataset, given.epsilon, given.profile) == ("mnist", 10.0, "smoke")
-    assert comparison.commands_for_ingredients(rows, "mnist", "smoke", [10.0]) == ""
-    assert "--epsilon 1 --profile quick" in comparison.commands_for_ingredients(rows, "mnist", "smoke", [10.0, 1.0])
+    every = pd.DataFrame({"name": list(ablation.variations("mnist", 10.0)), "epsilon": 10.0, "profile": "quick"})
+    assert "```" not in comparison.commands_for_ingredients(every, "mnist", "smoke", [10.0])
+    assert "--epsilon 10 --profile quick" in comparison.commands_for_ingredients(every[1:], "mnist", "smoke", [10.0])
+    said = comparison.commands_for_ingredients(every, "mnist", "smoke", [10.0, 1.0])
+    assert "--epsilon 1 --profile quick" in said
+    assert "--epsilon 10" not in said
     assert comparison.as_html(comparison.ingredients_as_shown(nothing)) == ""
     assert comparison.ingredients_in_words(nothing, 10.0) == []
 
