@@ -79,10 +79,14 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     else:
         components = ("eight-components", "eight components per class", MixtureSettings(8, 4, moment_share=0.6))
     mixture = replace(components[2], clip_norm=prior.clip_norm, floor=prior.floor)
-    if base.candidates > 1:
-        selection = ("no-selection", "no selection of candidates", 1)
+    if base.selects:  # what it costs goes back to the mixture, and the other way round
+        off, whole = replace(base.selection, candidates=1), base.mixture_share + base.selection_share
+        selected = replace(base, selection=off, mixture_share=whole)
+        selection = ("no-selection", "no private classifier that selects")
     else:
-        selection = ("selection", "the better of two candidates", 2)
+        on, half = replace(base.selection, candidates=2, share=base.mixture_share / 2), base.mixture_share / 2
+        selected = replace(base, selection=on, mixture_share=half)
+        selection = ("selection", "a private classifier that selects")
     if base.finish.bend > 0:
         bent = ("no-bend", "strokes not bent", replace(base.finish, bend=0.0))
     else:
@@ -98,7 +102,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
-        (*selection[:2], replace(base, candidates=selection[2])),
+        (*selection, selected),
         (*bent[:2], replace(base, finish=bent[2])),
         (*sharp[:2], replace(base, finish=sharp[2])),
         (*inked[:2], replace(base, finish=inked[2])),

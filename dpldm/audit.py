@@ -795,6 +795,11 @@ def _unfitted(data: PrivateData, settings: SynthesisSettings, spec: PrivacySpec 
     return LatentDiffusion(_shape(data), data.num_classes, settings, spec, seed)
 
 
+def _two_stages(settings: SynthesisSettings) -> SynthesisSettings:
+    """Without the classifier that selects: readings A and B are of the paper's two stages only."""
+    return replace(settings, selection=replace(settings.selection, candidates=1))
+
+
 def _shape(data: PrivateData) -> tuple[int, int, int]:
     channels, height, width = data.image_shape
     return channels, height, width
@@ -803,7 +808,7 @@ def _shape(data: PrivateData) -> tuple[int, int, int]:
 def _reading_a(
     data: PrivateData, settings: SynthesisSettings, spec: PrivacySpec, seed: int
 ) -> tuple[LatentDiffusion, float]:
-    ordinary = _unfitted(data, settings, None, seed)
+    ordinary = _unfitted(data, _two_stages(settings), None, seed)
     ordinary.compressor = _first_stage(data, settings, _whole(spec), seed)
     claimed = data.ledger.epsilon(spec.delta)
     for _ in ordinary.fit_stage("diffusion", data):
@@ -817,7 +822,7 @@ def _reading_b(
     chosen = ClassGaussianSettings(settings.compression, settings.mixture, settings.compression_share)
     noised = NoisedLatents(_shape(data), data.num_classes, chosen, spec, seed)
     noised.fit(data)
-    result = _unfitted(data, settings, spec, seed)
+    result = _unfitted(data, _two_stages(settings), spec, seed)
     result.compressor, result.mixture = noised.compressor, noised.mixture
     result._build_network()  # starts at zero: what noise this strong leaves of the latents is their Gaussian
     return result, data.ledger.epsilon(spec.delta)

@@ -23,7 +23,7 @@ class MixtureSettings:
 
     components: int = 8
     iterations: int = 4
-    clip_norm: float = 0.9
+    clip_norm: float = 1.2
     moment_share: float = 0.5
     floor: float = 0.02
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dpldm import compression, diffusion, evaluation, mixture, training
+from dpldm import compression, diffusion, mixture, selection, training
 from dpldm.compression import CompressionSettings
 from dpldm.denoiser import ResidualMLP, one_hot
 from dpldm.diffusion import NoiseLevels
@@ -25,11 +25,11 @@ from dpldm.privacy import (
     clip_rows,
     gaussian_noise_multiplier,
 )
+from dpldm.selection import SelectionSettings, Selector
 from dpldm.training import FitSettings
 
 STAGE = "diffusion"
-SELECTOR = "mlp"  # the kind of classifier that selects, of `evaluation.CLASSIFIERS`
-SELECTION_SEED = 900_000_000  # of the images it learns from; no run samples with it
+SELECTION_SEED = 900_000_000  # of the images that scale the selector's features; no run samples with it
 FINISHING_SEED = 2**62  # added to that of the latents
 
 
@@ -58,11 +58,10 @@ class SynthesisSettings:
     """Everything that decides a synthesizer beside the data, the budget and the seed.
 
     The shares are of the budget's 1/σ²: ``compression_share`` for stage 1, ``mixture_share`` for the mixture that the
-    diffusion starts from; DP-SGD of the diffusion network gets what is left.
+    diffusion starts from; ``selection`` has its own; DP-SGD of the diffusion network gets what is left.
 
-    ``candidates``: images drawn for each one released. With 2 or more, a classifier trained on ``selection_images``
-    synthetic images picks the candidate that it finds most probable for its label (after Azadi et al. 2019,
-    "Discriminator rejection sampling"); no private image is read, so it is free.
+    ``selection``: with 2 or more candidates for each image released, a private classifier says which of them is
+    released for which label.
 
     ``finish``: what is done to every decoded image, from what is publicly known about its kind; free as well.
     """
@@ -76,27 +75,29 @@ class SynthesisSettings:
     label_dropout: float = 0.1
     fit: FitSettings = field(default_factory=FitSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    compression_share: float = 0.15
-    mixture_share: float = 0.55
-    candidates: int = 1
-    selection_images: int = 40_000
+    compression_share: float = 0.1
+    mixture_share: float = 0.4
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
     finish: FinishSettings = field(default_factory=FinishSettings)
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.selection_images < 1:
-            raise ValueError(
-                "expected candidates >= 1 and selection_images >= 1, got "
-                f"{self.candidates} and {self.selection_images}: raise them"
-            )
         if not (self.compression_share > 0 and self.mixture_share > 0 and self.diffusion_share > 0):
             raise ValueError(
-                "expected positive shares with compression_share + mixture_share < 1, got "
-                f"{self.compression_share} and {self.mixture_share}: lower one"
+                "expected positive shares of compression, mixture and selection that leave something for DP-SGD, got "
+                f"{self.compression_share}, {self.mixture_share} and {self.selection_share}: lower one"
             )
 
     @property
+    def selects(self) -> bool:
+        return self.selection.candidates > 1
+
+    @property
+    def selection_share(self) -> float:
+        return self.selection.share if self.selects else 0.0
+
+    @property
     def diffusion_share(self) -> float:
-        return 1 - self.compression_share - self.mixture_share
+        return 1 - self.compression_share - self.mixture_share - self.selection_share
 
 
 class LatentDiffusion:
@@ -122,21 +123,21 @@ class LatentDiffusion:
         self.compressor = compression.build(shape, settings.compression, 1000 * seed + 800)
         self.mixture: Mixture | None = None
         self.network: ResidualMLP | None = None
-        self.selector: torch.nn.Module | None = None
+        self.selector = Selector(num_classes, settings.selection)
 
     # -- fitting ------------------------------------------------------------------------------------------------------
 
     @property
     def stages(self) -> Sequence[str]:
         """The stages of the fit, in order; each is one call of :meth:`fit_stage`."""
-        return ("compression", "diffusion", "selection")[: 3 if self.settings.candidates > 1 else 2]
+        return ("compression", "diffusion", "selection")[: 3 if self.settings.selects else 2]
 
     def total_steps(self, stage: str) -> int:
         """About how many steps a stage yields, for a progress bar."""
         if stage == "diffusion":
             return self.settings.fit.steps + 1
         if stage == "selection":
-            return 1
+            return self.settings.selection.steps
         kind, settings = self.settings.compression.kind, self.settings.compression
         return {"pca": 2, "refined-pca": 2 + settings.refined.fit.steps}.get(kind, settings.autoencoder.fit.steps)
 
@@ -172,8 +173,8 @@ class LatentDiffusion:
             elif stage == "diffusion":
                 yield from self._fit_diffusion(data, noise, random)
             else:
-                self._fit_selection()
-                yield 1
+                part = self._allowance(len(data)).part(self.settings.selection_share)
+                yield from self.selector.fit(data, self._own_images(), self._as_drawn, part, noise)
 
     def _allowance(self, n: int) -> Allowance:
         if self.spec is None:
@@ -197,7 +198,14 @@ class LatentDiffusion:
             return self._template(len(data), 0.0)
         if self.spec.epsilon is None:
             return self._template(len(data), self.spec.noise_multiplier or 0.0)
-        return calibrate(data.ledger.mechanisms, self._template(len(data), 1.0), self.spec.epsilon, self.spec.delta)
+        charged = [*data.ledger.mechanisms, *self._still_to_come(len(data))]
+        return calibrate(charged, self._template(len(data), 1.0), self.spec.epsilon, self.spec.delta)
+
+    def _still_to_come(self, n: int) -> list[Mechanism]:
+        """What the stages after the diffusion will cost."""
+        if not self.settings.selects:
+            return []
+        return [self.selector.mechanism(self._allowance(n).part(self.settings.selection_share))]
 
     def _fit_diffusion(self, data: PrivateData, noise: NoiseSource, random: torch.Generator) -> Iterator[int]:
         settings, encode = self.settings, self.compressor.encode
@@ -231,12 +239,20 @@ class LatentDiffusion:
         self.network = ResidualMLP(self.compressor.dim, self.num_classes, self.settings.width, self.settings.depth)
         return self.network.to(self.device)
 
-    def _fit_selection(self) -> None:
-        """A classifier of the synthesizer's own images: post-processing."""
-        labels = torch.arange(self.settings.selection_images) % self.num_classes
-        images = torch.cat([self._draw(part, index, None) for index, part in self._batches(labels, SELECTION_SEED)])
-        trained = evaluation.train_classifier(SELECTOR, images, labels, self.num_classes, seed=self.seed % 2**32)
-        self.selector = trained.network
+    def _own_images(self) -> Tensor:
+        """Synthetic images as they are before selection."""
+        labels = torch.arange(self.settings.selection.images) % self.num_classes
+        drawn = [self._decoded(part, index, None) for index, part in self._batches(labels, SELECTION_SEED)]
+        return finish(torch.cat(drawn), self._unbent, torch.Generator())
+
+    def _as_drawn(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) after stage 1 and back, each by itself: what this synthesizer could make of them."""
+        return finish(self.compressor.decode(self.compressor.encode(images)), self._unbent, torch.Generator())
+
+    @property
+    def _unbent(self) -> FinishSettings:
+        """Finishing without what is random in it."""
+        return replace(self.settings.finish, bend=0.0)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +263,11 @@ class LatentDiffusion:
         Post-processing: costs no privacy, however many images are drawn.
         """
         for index, part in self._batches(labels, seed, sampling):
-            yield self._select(self._draw(part.repeat(self.settings.candidates), index, sampling), part)
+            images = self._decoded(part.repeat(self.settings.selection.candidates), index, sampling)
+            if self.settings.selects:
+                seen = finish(images, self._unbent, torch.Generator())
+                images = images[selection.choose(self.selector.logits(seen), part)]
+            yield finish(images, self.settings.finish, torch.Generator().manual_seed(FINISHING_SEED + index))
 
     def _batches(
         self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None
@@ -257,21 +277,9 @@ class LatentDiffusion:
         for index, part in enumerate(labels.split(size)):
             yield 10_000 * seed + index, part
 
-    def _draw(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
+    def _decoded(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
         *_, latents = self.sample_latents(labels, seed, sampling)
-        decoded = self.compressor.decode(latents.cpu())
-        return finish(decoded, self.settings.finish, torch.Generator().manual_seed(FINISHING_SEED + seed))
-
-    def _select(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Of the candidates (candidates · B, C, H, W) for ``labels`` (B,) the most probable ones: (B, C, H, W)."""
-        if self.settings.candidates == 1:
-            return images
-        assert self.selector is not None, "fit or restore first"
-        candidates = images.unflatten(0, (self.settings.candidates, len(labels)))
-        probability = self.selector(images).softmax(1).unflatten(0, candidates.shape[:2])
-        rows = torch.arange(len(labels))
-        best = probability[:, rows, labels].argmax(0)
-        return candidates[best, rows]
+        return self.compressor.decode(latents.cpu())
 
     @torch.no_grad()
     def sample_latents(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
@@ -298,8 +306,7 @@ class LatentDiffusion:
         if stage == "compression":
             return self.compressor.state()
         if stage == "selection":
-            assert self.selector is not None, "fit first"
-            return training.parameters_of(self.selector)
+            return self.selector.state()
         assert self.mixture is not None
         assert self.network is not None, "fit first"
         prior = {f"mixture.{name}": value for name, value in self.mixture.tensors().items()}
@@ -310,10 +317,7 @@ class LatentDiffusion:
         if stage == "compression":
             return self.compressor.restore(state)
         if stage == "selection":
-            anyhow = torch.Generator().manual_seed(0)
-            self.selector = evaluation.build_network(SELECTOR, self.shape, self.num_classes, anyhow, "cpu")
-            self.selector.load_state_dict(state)
-            return None
+            return self.selector.restore(state)
         parts = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("mixture.")}
         self.mixture = Mixture(**parts)
         weights = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("network.")}
@@ -346,6 +350,6 @@ def smoke(settings: SynthesisSettings) -> SynthesisSettings:
         width=32,
         depth=1,
         fit=tiny,
-        selection_images=200,
+        selection=replace(settings.selection, images=200, dim=8, steps=5),
         sampling=replace(settings.sampling, steps=4),
     )

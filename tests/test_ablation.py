@@ -54,13 +54,13 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
         if row.experiment.method == "dpldm"
     }
     components = "one-gaussian" if base.mixture.components > 1 else "eight-components"
-    selection = "no-selection" if base.candidates > 1 else "selection"
+    selection = "no-selection" if base.selects else "selection"
     bent = "no-bend" if base.finish.bend else "bend"
     inked = "no-contrast" if base.finish.contrast else "contrast"
     sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
     stage_1 = {"compression", "compression_share"}
     assert changed == {
-        "default": set(), components: {"mixture"}, selection: {"candidates"},
+        "default": set(), components: {"mixture"}, selection: {"selection", "mixture_share"},
         bent: {"finish"}, inked: {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
         "refined-decoder": stage_1, "autoencoder": stage_1, "public-autoencoder": {"compression"},

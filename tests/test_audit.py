@@ -263,7 +263,7 @@ def test_reading_a_is_never_sampled_under_a_privacy_label(tmp_path, capsys):
     for name, ledger in {"encoder": encoder.ledger, "none": Ledger()}.items():
         path = tmp_path / f"{name}.safetensors"
         claimed = privacy.to_record(spec, ledger) | {"epsilon": 1.0}
-        saved = experiment.SavedSynthesizer(synthesizer, settings, ("a", "b", "c"), claimed, 0)
+        saved = experiment.SavedSynthesizer(synthesizer, synthesizer.settings, ("a", "b", "c"), claimed, 0)
         experiment.save_synthesizer(path, saved, shape=SHAPE)
         assert cli.main(["sample", str(path), "--n", "3", "--out", str(tmp_path / "images.npz")]) == 2
         assert not (tmp_path / "images.npz").exists()

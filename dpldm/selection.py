@@ -1,0 +1,187 @@
+"""Which synthetic images are released, and as what: the word of a classifier trained under privacy.
+
+A generative model knows each class by its density, so its images lie on the wrong side of a border as often as its
+densities cross in the wrong place. A linear classifier of oriented edges asks the private images far less and knows the
+borders better. It sees them as the synthesizer would draw them, so that it judges like by like.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, gaussian_mechanism
+
+STAGE = "selection"
+GRID = 7  # cells per axis in which the energies are averaged
+ORIENTATIONS = 8
+LEVELS = 3  # the image, half of its size, a quarter
+BATCH = 500
+
+View = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """How candidates are judged.
+
+    candidates: images drawn for each one released; 1 switches all of this off and costs nothing.
+    share: of the budget's 1/σ², for the classifier.
+    images: synthetic images that tell how its features are scaled; none of them is private any more.
+    dim: most features kept. steps, learning_rate, momentum: of its gradient descent, each step over all images.
+    """
+
+    candidates: int = 2
+    share: float = 0.4
+    images: int = 40_000
+    dim: int = 400
+    steps: int = 60
+    learning_rate: float = 40.0
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "images", "dim", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}: raise it")
+        if not (0 < self.share < 1 and self.learning_rate > 0 and 0 <= self.momentum < 1):
+            raise ValueError(
+                "expected 0 < share < 1, learning_rate > 0 and 0 <= momentum < 1, got "
+                f"{self.share}, {self.learning_rate} and {self.momentum}: use for example 0.4, 40 and 0.9"
+            )
+
+
+def _oriented_filters(size: int = 5, wavelength: float = 3.0, spread: float = 1.2) -> Tensor:
+    """Pairs of even and odd Gabor filters in `ORIENTATIONS` directions: (2 · ORIENTATIONS, 1, size, size)."""
+    axis = torch.arange(size) - size // 2.0
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    envelope = torch.exp(-(x.square() + y.square()) / (2 * spread**2))
+    filters = []
+    for turn in range(ORIENTATIONS):
+        angle = math.pi * turn / ORIENTATIONS
+        phase = 2 * math.pi / wavelength * (x * math.cos(angle) + y * math.sin(angle))
+        even, odd = phase.cos() * envelope, phase.sin() * envelope
+        even = even - envelope * even.sum() / envelope.sum()  # an even ground has no energy
+        norm = (even.square().sum() + odd.square().sum()).sqrt()
+        filters += [even / norm, odd / norm]
+    return torch.stack(filters)[:, None]
+
+
+FILTERS = _oriented_filters()
+
+
+@torch.no_grad()
+def oriented_energies(images: Tensor) -> Tensor:
+    """Fixed features of images (N, C, H, W) in [0, 1]: (N, 49 · (C + 24)), each row of L2 norm at most 1.
+
+    The strength of edges in eight directions, at three scales, and the brightness of every channel, averaged in a grid
+    of 7 x 7 cells; each group has length 1. No data decides them: a first layer of a scattering transform (Bruna and
+    Mallat 2013), which Tramèr and Boneh (2021) found to serve private classifiers better than learned features.
+    """
+    return torch.cat([_energies(part) for part in images.split(BATCH)])
+
+
+def _energies(images: Tensor) -> Tensor:
+    groups, grey = [F.adaptive_avg_pool2d(images, GRID)], images.mean(1, keepdim=True)
+    for _ in range(LEVELS):
+        waves = F.conv2d(grey, FILTERS, padding="same").unflatten(1, (ORIENTATIONS, 2))
+        groups.append(F.adaptive_avg_pool2d(waves.square().sum(2).sqrt(), GRID))
+        grey = F.avg_pool2d(grey, 2, ceil_mode=True)
+    rows = [group.flatten(1) for group in groups]
+    return torch.cat([row / (row.norm(dim=1, keepdim=True) + 0.01) for row in rows], 1) / math.sqrt(len(rows))
+
+
+class Selector:
+    """A private softmax regression on whitened oriented energies.
+
+    The whitening comes from synthetic images, so it is free. The weights come from ``steps`` steps of full-batch noisy
+    gradient descent ("selector gradients" in the ledger): one image moves the sum of gradients by at most 1, since its
+    features have norm at most 1 and its residual p - y is clipped to 1. The weights of the second half are averaged.
+    """
+
+    def __init__(self, num_classes: int, settings: SelectionSettings) -> None:
+        self.num_classes, self.settings = num_classes, settings
+        self.mean = self.axes = self.weights = torch.zeros(0)
+
+    def mechanism(self, allowance: Allowance) -> Mechanism:
+        """What `fit` will charge."""
+        return allowance.mechanism("selector gradients", STAGE, sensitivity=1.0, steps=self.settings.steps)
+
+    def fit(
+        self, data: PrivateData, synthetic: Tensor, view: View, allowance: Allowance, noise: NoiseSource
+    ) -> Iterator[int]:
+        """Yields the steps done.
+
+        Args:
+            synthetic: images (M, C, H, W) in [0, 1] of the synthesizer's own.
+            view: private images (N, C, H, W) → as the synthesizer would draw them, each by itself and by a rule that
+                is private already.
+        """
+        self._whiten(oriented_energies(synthetic))
+        settings = self.settings
+        mechanism = self.mechanism(allowance)
+        images, labels = data.read(mechanism)
+        # float64: rounding in a float32 sum over all images is in the order of what one image may change
+        features = torch.cat([self._features(view(part)) for part in images.split(BATCH)])
+        features = clip_rows(features, mechanism.sensitivity).double()
+        wanted = F.one_hot(labels, self.num_classes).double()
+        weights = torch.zeros(features.shape[1], self.num_classes, dtype=torch.float64)
+        velocity, total = torch.zeros_like(weights), torch.zeros_like(weights)
+        half = settings.steps // 2
+        for step in range(1, settings.steps + 1):
+            residuals = clip_rows((features @ weights).softmax(1) - wanted, 1.0)
+            gradient = gaussian_mechanism(
+                features.T @ residuals, mechanism.sensitivity, mechanism.noise_multiplier, noise
+            )
+            velocity = settings.momentum * velocity + gradient / len(data)
+            weights = weights - settings.learning_rate * velocity
+            if step > half:
+                total += weights
+            yield step
+        self.weights = (total / (settings.steps - half)).float()
+
+    def _whiten(self, features: Tensor) -> None:
+        """Mean and scaled principal axes of the features of synthetic images: post-processing."""
+        self.mean = features.mean(0)
+        centred = (features - self.mean).double()
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+        kept = min(self.settings.dim, len(values))
+        self.axes = (vectors[:, -kept:] / values[-kept:].clamp_min(1e-6).sqrt()).float()
+
+    def _features(self, images: Tensor) -> Tensor:
+        return F.normalize((oriented_energies(images) - self.mean) @ self.axes)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """How strongly images (N, C, H, W) look like each class: (N, num_classes)."""
+        return torch.cat([self._features(part) @ self.weights for part in images.split(BATCH)])
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "axes": self.axes, "weights": self.weights}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.mean, self.axes, self.weights = state["mean"], state["axes"], state["weights"]
+
+
+def choose(logits: Tensor, labels: Tensor) -> Tensor:
+    """For every wanted label (B,) the index (B,) of a candidate that the logits (M, classes), M >= B, give that class.
+
+    Candidates are taken in their order and none twice, whatever class they were drawn for. Where a class has too few,
+    those of the rest that look most like it stand in.
+
+    >>> choose(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.5]]), torch.tensor([1, 0, 0])).tolist()
+    [1, 0, 3]
+    """
+    guesses, free = logits.argmax(1), torch.ones(len(logits), dtype=torch.bool)
+    chosen = torch.full_like(labels, -1)
+    for c in labels.unique().tolist():
+        places = (labels == c).nonzero().flatten()
+        found = (guesses == c).nonzero().flatten()[: len(places)]
+        chosen[places[: len(found)]], free[found] = found, False
+    for c in labels[chosen < 0].unique().tolist():
+        places = ((labels == c) & (chosen < 0)).nonzero().flatten()
+        found = torch.where(free, logits.log_softmax(1)[:, c], -torch.inf).topk(len(places)).indices
+        chosen[places], free[found] = found, False
+    return chosen

@@ -1,0 +1,145 @@
+"""Selection: what the features see, what one image can move, the step by hand, and who is chosen."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
+from dpldm.selection import SelectionSettings, Selector, choose, oriented_energies
+
+TINY = SelectionSettings(images=200, dim=40, steps=12, learning_rate=20.0)
+ALLOWANCE = Allowance(gaussian_noise_multiplier(5.0, 1e-5), 1e-5)
+
+
+def stripes(n, side=12, seed=0):
+    """Class 0: lines from left to right; class 1: from top to bottom; random places and strengths."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    images = torch.zeros(n, 1, side, side)
+    places = torch.randint(2, side - 2, (n,), generator=random)
+    for i, (label, place) in enumerate(zip(labels.tolist(), places.tolist(), strict=True)):
+        (images[i, 0, place] if label == 0 else images[i, 0, :, place]).fill_(1.0)
+    return (images + 0.1 * torch.rand(images.shape, generator=random)).clamp(0, 1), labels
+
+
+def fitted(images, labels, settings=TINY, allowance=ALLOWANCE, seed=0, view=lambda images: images):
+    data = PrivateData(images, labels, 2, Ledger())
+    selector = Selector(2, settings)
+    steps = list(selector.fit(data, stripes(200, seed=9)[0], view, allowance, NoiseSource.seeded(seed)))
+    assert steps == list(range(1, settings.steps + 1))
+    return selector, data.ledger
+
+
+def test_energies_tell_directions_apart_but_not_light_from_dark():
+    images, labels = stripes(40)
+    rows = oriented_energies(images)
+    assert rows.shape == (40, 49 * (1 + 3 * 8))
+    assert rows.norm(dim=1).max() <= 1
+    fine = rows[:, 49 : 9 * 49].unflatten(1, (8, 49)).sum(2)
+    level, upright = fine[labels == 0].mean(0), fine[labels == 1].mean(0)
+    assert level.argmax() == (upright.argmax() + 4) % 8  # a quarter turn
+    inverted = oriented_energies(1 - images)[:, 49:]
+    inner = torch.zeros(7, 7, dtype=torch.bool)
+    inner[2:5, 2:5] = True  # away from the border, outside of which all is dark
+    cells = inner.flatten().repeat(8)
+    ratio = inverted[:, : 8 * 49][:, cells] / inverted[:, : 8 * 49][:, cells].norm(dim=1, keepdim=True)
+    before = rows[:, 49 : 9 * 49][:, cells] / rows[:, 49 : 9 * 49][:, cells].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(ratio, before, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 13, 11), (1, 28, 28), (1, 4, 4)])
+def test_energies_of_any_shape(shape):
+    rows = oriented_energies(torch.rand(5, *shape))
+    assert rows.shape == (5, 49 * (shape[0] + 24))
+    assert rows.isfinite().all()
+
+
+def test_what_is_charged_is_one_mechanism_that_uses_the_allowance_up():
+    selector, ledger = fitted(*stripes(600))
+    assert list(ledger.mechanisms) == [selector.mechanism(ALLOWANCE)]
+    assert ledger.epsilon(1e-5) == pytest.approx(5.0, rel=1e-3)
+    assert ledger.mechanisms[0].sensitivity == 1.0
+
+
+def test_it_learns_under_privacy_and_judges_what_the_view_shows():
+    images, labels = stripes(2_000)
+    test_images, test_labels = stripes(500, seed=3)
+    selector, _ = fitted(images, labels)
+    assert (selector.logits(test_images).argmax(1) == test_labels).float().mean() > 0.9
+    turned, _ = fitted(images, labels, view=lambda images: images.mT)
+    assert (turned.logits(test_images).argmax(1) == test_labels).float().mean() < 0.1
+
+
+def sums_of_gradients(monkeypatch, images, labels):
+    """What the noise is added to in the first step, and the selector."""
+    seen = []
+
+    def without_noise(value, sensitivity, noise_multiplier, noise):
+        seen.append((sensitivity, noise_multiplier))
+        return value
+
+    monkeypatch.setattr("dpldm.selection.gaussian_mechanism", without_noise)
+    selector, ledger = fitted(images, labels, replace(TINY, steps=1, learning_rate=1.0, momentum=0.0))
+    assert seen == [(1.0, ledger.mechanisms[0].noise_multiplier)]
+    return -selector.weights.double() * len(images), selector
+
+
+def test_first_step_by_hand_and_what_one_image_moves(monkeypatch):
+    images, labels = stripes(300)
+    total, selector = sums_of_gradients(monkeypatch, images, labels)
+    rows = selector._features(images).double()
+    residuals = 0.5 - F.one_hot(labels, 2).double()  # of the softmax of zero weights
+    torch.testing.assert_close(total, rows.T @ residuals, atol=1e-4, rtol=1e-4)
+    without, _ = sums_of_gradients(monkeypatch, images[1:], labels[1:])
+    moved = (total - without).norm()
+    assert 0.5 < moved <= 1.0  # residual of length √½ times a row of length 1
+    assert moved == pytest.approx(0.5**0.5, rel=1e-3)
+
+
+def test_a_confidently_wrong_image_is_clipped_to_the_sensitivity():
+    """With weights that are sure of the wrong class, a residual has length √2 and must be shortened to 1."""
+    images, labels = stripes(2_000)
+    settings = replace(TINY, steps=40)
+    weights = []
+    for flipped in (False, True):
+        chosen = labels.clone()
+        if flipped:
+            chosen[0] = 1 - chosen[0]
+        weights.append(fitted(images, chosen, settings, Allowance(0.0, 1e-5))[0].weights)
+    change = (weights[0] - weights[1]).norm()
+    # a flipped label is one image out and one in: two rows of length 1 at most in each step of momentum 0.9
+    reach = settings.learning_rate * settings.steps * 2 / (len(images) * (1 - settings.momentum))
+    assert 0 < change < reach
+
+
+def test_state_goes_there_and_back():
+    selector, _ = fitted(*stripes(400))
+    again = Selector(2, TINY)
+    again.restore(selector.state())
+    images, _ = stripes(30, seed=4)
+    assert torch.equal(again.logits(images), selector.logits(images))
+
+
+def test_seed_decides_the_noise():
+    images, labels = stripes(400)
+    first, again, other = (fitted(images, labels, seed=seed)[0].weights for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_nobody_is_chosen_twice_and_classes_with_too_few_are_filled_up():
+    logits = torch.tensor([[3.0, 0, 0], [2, 0, 1], [0, 1, 0], [5, 0, 4.5], [4, 0, 0]])
+    labels = torch.tensor([2, 0, 1, 0, 2])
+    chosen = choose(logits, labels).tolist()
+    assert sorted(chosen) == [0, 1, 2, 3, 4]
+    assert (chosen[1], chosen[3], chosen[2]) == (0, 1, 2)
+    assert (chosen[0], chosen[4]) == (3, 4)  # no candidate of class 2: the likeliest of the rest
+    assert choose(logits, torch.tensor([1])).tolist() == [2]
+
+
+@pytest.mark.parametrize("change", [{"candidates": 0}, {"share": 1.0}, {"steps": 0}, {"momentum": 1.0}, {"images": 0}])
+def test_settings_refuse_nonsense(change):
+    with pytest.raises(ValueError, match="expected"):
+        SelectionSettings(**change)
