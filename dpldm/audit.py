@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import bdtrc, expit, ndtri
 from torch import Tensor, nn
 
-from dpldm import baselines, compression, diffusion, mixture, synthesis, training
+from dpldm import baselines, compression, diffusion, mixture, selection, synthesis, training
 from dpldm.baselines import ClassGaussianSettings, NoisedLatents
 from dpldm.privacy import (
     Allowance,
@@ -268,7 +268,7 @@ def watched(answers: Sequence[Tensor] | None = None) -> Iterator[list[Release]]:
         return mechanism
 
     with ExitStack() as stack:
-        for module in (baselines, compression, mixture):
+        for module in (baselines, compression, mixture, selection):
             stack.enter_context(patch.object(module, "gaussian_mechanism", watch(module.gaussian_mechanism)))
         yield seen
 
@@ -737,6 +737,8 @@ def _replay(
 ) -> list[Tensor]:
     """What ``part`` alone puts into each full-batch mechanism of a run that releases ``answers``; no DP-SGD is done."""
     last = 0
+    # the whitening follows from the answers alone, so it is the same for all and need not be computed for each
+    synthesizer.selector.mean, synthesizer.selector.axes = attacked.selector.mean, attacked.selector.axes
     with watched(answers) as seen, _only_the_first(len(part)):
         guard = guarded(part, n)
         for stage in synthesizer.stages:

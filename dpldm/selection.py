@@ -110,16 +110,22 @@ class Selector:
         return allowance.mechanism("selector gradients", STAGE, sensitivity=1.0, steps=self.settings.steps)
 
     def fit(
-        self, data: PrivateData, synthetic: Tensor, view: View, allowance: Allowance, noise: NoiseSource
+        self,
+        data: PrivateData,
+        synthetic: Callable[[], Tensor],
+        view: View,
+        allowance: Allowance,
+        noise: NoiseSource,
     ) -> Iterator[int]:
         """Yields the steps done.
 
         Args:
-            synthetic: images (M, C, H, W) in [0, 1] of the synthesizer's own.
+            synthetic: draws images (M, C, H, W) in [0, 1] of the synthesizer's own, if the whitening is not known yet.
             view: private images (N, C, H, W) → as the synthesizer would draw them, each by itself and by a rule that
                 is private already.
         """
-        self._whiten(oriented_energies(synthetic))
+        if not self.axes.numel():
+            self._whiten(oriented_energies(synthetic()))
         settings = self.settings
         mechanism = self.mechanism(allowance)
         images, labels = data.read(mechanism)

@@ -174,7 +174,7 @@ class LatentDiffusion:
                 yield from self._fit_diffusion(data, noise, random)
             else:
                 part = self._allowance(len(data)).part(self.settings.selection_share)
-                yield from self.selector.fit(data, self._own_images(), self._as_drawn, part, noise)
+                yield from self.selector.fit(data, self._own_images, self._as_drawn, part, noise)
 
     def _allowance(self, n: int) -> Allowance:
         if self.spec is None:

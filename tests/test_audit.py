@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from dpldm import audit, baselines, compression, generators, mixture, pixel, privacy, synthesis, training
+from dpldm import audit, baselines, compression, generators, mixture, pixel, privacy, selection, synthesis, training
 from dpldm.audit import (
     CanaryScores,
     Examples,
@@ -40,6 +40,7 @@ from dpldm.privacy import (
     gaussian_epsilon,
     gaussian_noise_multiplier,
 )
+from dpldm.selection import SelectionSettings
 from dpldm.synthesis import LatentDiffusion, SynthesisSettings, smoke
 from dpldm.training import FitSettings
 
@@ -403,7 +404,8 @@ def test_a_release_with_other_noise_than_charged_is_named():
 
 
 def statistics(epsilon: float):
-    settings = small(mixture=MixtureSettings(components=2, iterations=3), compression_share=0.3, mixture_share=0.69)
+    prior, two_stages = MixtureSettings(components=2, iterations=3), SelectionSettings(candidates=1)
+    settings = small(mixture=prior, compression_share=0.3, mixture_share=0.69, selection=two_stages)
     allowance = Allowance(gaussian_noise_multiplier(epsilon, DELTA), DELTA)
     return audit.statistics_fit(SHAPE, settings, allowance)
 
@@ -550,8 +552,8 @@ def muted(monkeypatch):
         for p in self.params:
             p.grad = self.noise.normal(p.shape, self.noise_multiplier * self.max_grad_norm)
 
-    monkeypatch.setattr(compression, "gaussian_mechanism", noise_alone)
-    monkeypatch.setattr(mixture, "gaussian_mechanism", noise_alone)
+    for module in (compression, mixture, selection):
+        monkeypatch.setattr(module, "gaussian_mechanism", noise_alone)
     monkeypatch.setattr(training.NoisyOptimizer, "add_noise", add_noise)
 
 
@@ -718,7 +720,7 @@ def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
 
 
 def test_audit_of_a_method_whose_statistics_have_no_noise_disproves_it(monkeypatch):
-    for module in (compression, mixture):
+    for module in (compression, mixture, selection):
         monkeypatch.setattr(module, "gaussian_mechanism", without_noise)
     found = method_audit(1.0, canaries=60)
     assert found.contradicted
@@ -769,7 +771,7 @@ def test_the_command_prints_the_audit_and_fails_where_it_disproves_the_claim(mon
     assert said[0] == "mnist, smoke, seed 2"
     assert "60 canaries among 600 images" in said[1]
     assert "not disproved" in said[-2]
-    for module in (compression, mixture):
+    for module in (compression, mixture, selection):
         monkeypatch.setattr(module, "gaussian_mechanism", without_noise)
     assert cli.main(command) == 2
     said = capsys.readouterr()

@@ -27,7 +27,7 @@ def stripes(n, side=12, seed=0):
 def fitted(images, labels, settings=TINY, allowance=ALLOWANCE, seed=0, view=lambda images: images):
     data = PrivateData(images, labels, 2, Ledger())
     selector = Selector(2, settings)
-    steps = list(selector.fit(data, stripes(200, seed=9)[0], view, allowance, NoiseSource.seeded(seed)))
+    steps = list(selector.fit(data, lambda: stripes(200, seed=9)[0], view, allowance, NoiseSource.seeded(seed)))
     assert steps == list(range(1, settings.steps + 1))
     return selector, data.ledger
 
