@@ -644,7 +644,7 @@ def test_one_more_image_moves_no_sum_by_more_than_its_sensitivity(extra):
         assert moved[1] > 0.99
 
 
-GUARDED = (baselines, compression, generators, mixture, pixel, synthesis)
+GUARDED = (baselines, compression, generators, mixture, pixel, selection, synthesis)
 
 
 @pytest.mark.parametrize("module", GUARDED, ids=lambda module: module.__name__)
@@ -691,11 +691,12 @@ def honest_audit():
 
 
 def test_audit_of_the_method_has_every_mechanism_and_the_saved_model(honest_audit):
-    expected = {"image mean", "image second moments", "latent second moments", "latent sums", "denoiser gradients"}
+    expected = {"image mean", "image second moments", "latent second moments", "latent sums"}
+    expected |= {"denoiser gradients", "selector gradients"}
     together = {"all statistics", "statistics, doubted"}
     assert set(honest_audit.bounds) == expected | together | {"saved model, loss", "saved model, moments"}
     assert 9.5 < honest_audit.epsilon_claimed <= 10.0
-    assert {bound.confidence for bound in honest_audit.bounds.values()} == {1 - 0.05 / 9}
+    assert {bound.confidence for bound in honest_audit.bounds.values()} == {1 - 0.05 / 10}
     assert honest_audit.seconds > 0
 
 
