@@ -73,6 +73,9 @@ def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
         mixture.part(0.5).mechanism("latent second moments", "diffusion", 1.0),
         mixture.part(0.5).mechanism("latent sums", "diffusion", 1.0, settings.mixture.iterations),
     ]
+    if settings.selects:
+        selector = whole.part(settings.selection_share)
+        releases.append(selector.mechanism("selector gradients", "selection", 1.0, settings.selection.steps))
     fit = settings.fit
     gradients = Mechanism("denoiser gradients", "diffusion", 1.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
     ledger = Ledger([*releases, calibrate(releases, gradients, epsilon, delta)])

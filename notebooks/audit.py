@@ -40,6 +40,7 @@ from dpldm.experiment import balanced_labels
 from dpldm.methods import PROFILES, settings_for
 from dpldm.mixture import MixtureSettings
 from dpldm.privacy import Allowance, Ledger, Mechanism, NoiseSource, PrivacySpec, calibrate, gaussian_noise_multiplier
+from dpldm.selection import SelectionSettings
 from dpldm.synthesis import SynthesisSettings, smoke
 from dpldm.training import FitSettings
 
@@ -111,8 +112,9 @@ plots.curves(
 #
 # ## Canaries in the statistics
 #
-# Four of the five mechanisms of the method release sums: the image mean, the second moments, and the mixture's moments
-# and sums. We hide odd images among real ones. The attacker knows the real images, the canaries and every released
+# All mechanisms but DP-SGD release sums over all images: the image mean, the second moments, the mixture's moments and
+# sums, and the gradients of the classifier that selects. Here we attack those of the two stages (`dpldm audit` attacks the
+# classifier as well). We hide odd images among real ones. The attacker knows the real images, the canaries and every released
 # number, and solves for the coins by least squares.
 
 # %%
@@ -120,9 +122,9 @@ known, m = some(train, 0, 300), 60 if small else 200
 strange = Examples(audit.odd_images(m, train.image_shape, seed + 1), balanced_labels(m, 10), 10)
 pca = replace(SynthesisSettings().compression, pca=PCASettings(dim=24, frequencies=8))
 mixed = MixtureSettings(components=2, iterations=3)
-settings = replace(
-    smoke(SynthesisSettings()), compression=pca, mixture=mixed, compression_share=0.3, mixture_share=0.69
-)
+two_stages = SelectionSettings(candidates=1)
+shares = {"compression_share": 0.3, "mixture_share": 0.69}
+settings = replace(smoke(SynthesisSettings()), compression=pca, mixture=mixed, selection=two_stages, **shares)
 allowance = Allowance(gaussian_noise_multiplier(epsilon, delta), delta)
 fit = audit.statistics_fit(train.image_shape, settings, allowance)
 statistics = audit.statistics_in_one_run(fit, known, strange, seed + 3)
