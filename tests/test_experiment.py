@@ -20,7 +20,8 @@ from dpldm.privacy import PrivacyError, PrivateData
 from dpldm.results import RecordError
 from dpldm.synthesis import SamplingSettings, SynthesisSettings
 
-STAGES = ["compression", "diffusion", "samples", *(f"evaluation-{part}" for part in evaluation.PARTS)]
+FIT = ["compression", "diffusion", "selection"]
+STAGES = [*FIT, "samples", *(f"evaluation-{part}" for part in evaluation.PARTS)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,13 +127,13 @@ def test_a_run_leaves_a_whole_record_within_its_budget(made: Made) -> None:
     independent = privacy.from_record(spent).epsilon(1e-4, "pld")
     assert independent == pytest.approx(spent["epsilon"], rel=0.01)
     assert independent <= spent["epsilon"]
-    assert {mechanism["stage"] for mechanism in spent["mechanisms"]} == {"compression", "diffusion"}
+    assert {mechanism["stage"] for mechanism in spent["mechanisms"]} == set(FIT)
     assert made.record["metrics"]["n_synthetic"] == 200
     fitted = load_file(made.run_folder / "synthesizer.safetensors")
     assert made.record["metrics"]["parameters"] == sum(np.prod(tensor.shape, dtype=int) for tensor in fitted.values())
     assert [len(made.record["metrics"]["accuracy"][kind]) for kind in results.CLASSIFIERS] == [1, 1, 1]
     assert "not covered" in made.record["metrics"]["note"]
-    assert set(made.record["seconds"]) == {"compression", "diffusion", "sampling", "evaluation"}
+    assert set(made.record["seconds"]) == {*FIT, "sampling", "evaluation"}
 
 
 def test_a_run_leaves_images_grid_and_statement(made: Made) -> None:
@@ -176,7 +177,9 @@ def test_training_images_are_read_only_through_the_ledger(
 # --- interrupted, repeated, damaged -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["compression:", "diffusion", "samples:", "evaluation", "evaluation-cnn:"])
+@pytest.mark.parametrize(
+    "moment", ["compression:", "diffusion", "selection:", "samples:", "evaluation", "evaluation-cnn:"]
+)
 def test_an_interrupted_run_ends_as_one_that_was_not(
     described: Experiment, made: Made, tmp_path: Path, moment: str
 ) -> None:
@@ -234,7 +237,7 @@ def test_a_damaged_stage_and_what_rests_on_it_are_done_again(
     kept = {line.split(":")[0] for line in again.lines if "done earlier" in line}
     expected = {
         "compression.safetensors": set(),
-        "synthetic.npz": {"compression", "diffusion"},
+        "synthetic.npz": set(FIT),
         "evaluation-mlp.safetensors": set(STAGES) - {"evaluation-mlp"},
     }
     assert kept == expected[file]
@@ -425,11 +428,7 @@ def test_a_model_that_does_not_fit_itself_is_refused(made: Made, tmp_path: Path,
 def test_models_hold_only_what_is_charged(made: Made) -> None:
     """Every tensor of a model is one of its stages', so nothing else of the data can have slipped in."""
     names = set(load_file(made.run_folder / "synthesizer.safetensors"))
-    states = {
-        f"{stage}/{name}"
-        for stage in ("compression", "diffusion")
-        for name in results.StageFolder(made.run_folder).load(stage)[0]
-    }
+    states = {f"{stage}/{name}" for stage in FIT for name in results.StageFolder(made.run_folder).load(stage)[0]}
     assert names == states
 
 
