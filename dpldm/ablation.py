@@ -84,7 +84,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         selected = replace(base, selection=off, mixture_share=whole)
         selection = ("no-selection", "no private classifier that selects")
     else:
-        on, half = replace(base.selection, candidates=2, share=base.mixture_share / 2), base.mixture_share / 2
+        on, half = replace(base.selection, candidates=3, share=base.mixture_share / 2), base.mixture_share / 2
         selected = replace(base, selection=on, mixture_share=half)
         selection = ("selection", "a private classifier that selects")
     if base.finish.bend > 0:

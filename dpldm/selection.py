@@ -1,4 +1,4 @@
-"""Which synthetic images are released, and as what: the word of a classifier trained under privacy.
+"""Which synthetic images are released: those that a classifier trained under privacy sees as what they should be.
 
 A generative model knows each class by its density, so its images lie on the wrong side of a border as often as its
 densities cross in the wrong place. A linear classifier of oriented edges asks the private images far less and knows the
@@ -28,13 +28,13 @@ View = Callable[[Tensor], Tensor]
 class SelectionSettings:
     """How candidates are judged.
 
-    candidates: images drawn for each one released; 1 switches all of this off and costs nothing.
+    candidates: most images drawn for each one released; 1 switches all of this off and costs nothing.
     share: of the budget's 1/σ², for the classifier.
     images: synthetic images that tell how its features are scaled; none of them is private any more.
     dim: most features kept. steps, learning_rate, momentum: of its gradient descent, each step over all images.
     """
 
-    candidates: int = 2
+    candidates: int = 3
     share: float = 0.4
     images: int = 40_000
     dim: int = 400
@@ -172,22 +172,22 @@ class Selector:
 
 
 def choose(logits: Tensor, labels: Tensor) -> Tensor:
-    """For every wanted label (B,) the index (B,) of a candidate that the logits (M, classes), M >= B, give that class.
+    """For every wanted label (B,) the index (B,) of the candidate to release.
 
-    Candidates are taken in their order and none twice, whatever class they were drawn for. Where a class has too few,
-    those of the rest that look most like it stand in.
+    Args:
+        logits: (rounds · B, classes); candidate i + k · B was drawn in round k for label i.
+        labels: (B,).
 
-    >>> choose(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.5]]), torch.tensor([1, 0, 0])).tolist()
-    [1, 0, 3]
+    Returns:
+        The first candidate of each label in which the classifier sees it, as if drawn again until it does; where it
+        sees it in none, the most probable one.
+
+    >>> choose(torch.tensor([[1.0, 2.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])).tolist()
+    [2, 1]
     """
-    guesses, free = logits.argmax(1), torch.ones(len(logits), dtype=torch.bool)
-    chosen = torch.full_like(labels, -1)
-    for c in labels.unique().tolist():
-        places = (labels == c).nonzero().flatten()
-        found = (guesses == c).nonzero().flatten()[: len(places)]
-        chosen[places[: len(found)]], free[found] = found, False
-    for c in labels[chosen < 0].unique().tolist():
-        places = ((labels == c) & (chosen < 0)).nonzero().flatten()
-        found = torch.where(free, logits.log_softmax(1)[:, c], -torch.inf).topk(len(places)).indices
-        chosen[places], free[found] = found, False
-    return chosen
+    rounds = logits.unflatten(0, (-1, len(labels)))
+    places = torch.arange(len(labels))
+    seen = rounds.argmax(2) == labels
+    probability = rounds.softmax(2)[:, places, labels]
+    best = torch.where(seen.any(0), seen.int().argmax(0), probability.argmax(0))
+    return best * len(labels) + places

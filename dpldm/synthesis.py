@@ -60,8 +60,8 @@ class SynthesisSettings:
     The shares are of the budget's 1/σ²: ``compression_share`` for stage 1, ``mixture_share`` for the mixture that the
     diffusion starts from; ``selection`` has its own; DP-SGD of the diffusion network gets what is left.
 
-    ``selection``: with 2 or more candidates for each image released, a private classifier says which of them is
-    released for which label.
+    ``selection``: with 2 or more candidates for each image released, the first is taken that a private classifier
+    sees as what it should be.
 
     ``finish``: what is done to every decoded image, from what is publicly known about its kind; free as well.
     """

@@ -180,44 +180,40 @@ pictures = [synthesizer.compressor.decode(walk[step]) for step in chosen]
 plots.denoising_steps(pictures, schedule[chosen].tolist())
 
 # %% [markdown]
-# ## Which image, and as what
+# ## Drawn again
 #
 # Such a model knows a class by its density. Where classes overlap, as shirts and coats do, the border between two densities
-# is a poor border between classes. A classifier needs far less of the private images to know it better. So for each image
-# that is released several candidates are drawn, and a classifier says which class each of them shows; what is released is a
-# candidate under the label that it was given. The classifier is a softmax regression on features that no data decide: the
-# strength of edges in eight directions at three scales {cite}`bruna2013invariant`, which serve private classifiers better
-# than features they learn {cite}`tramer2021better`. It sees the private images as this model would draw them, after stage 1
-# and back. With features $\phi_i$ of length 1 and $p_t$ the probabilities at step $t$, every step releases one noisy sum over
-# all images,
+# is a poor border between classes. A classifier needs far less of the private images to know it better. So an image that
+# the classifier does not see as its class is drawn again, up to a number of times. The classifier is a softmax regression on
+# features that no data decide: the strength of edges in eight directions at three scales {cite}`bruna2013invariant`, which
+# serve private classifiers better than features they learn {cite}`tramer2021better`. It learns from the private images as
+# this model would draw them, after stage 1 and back. With features $\phi_i$ of length 1 and $p_t$ the probabilities at step
+# $t$, every step releases one noisy sum over all images,
 #
 # $$g_t = \sum_i \phi_i \, \mathrm{clip}_1 \bigl( p_t(\phi_i) - y_i \bigr)^{\!\top} + \mathcal N(0, \sigma^2 I),$$
 #
 # in which one image has a share of length 1 at most. The features are centred and whitened first, by synthetic images, and
-# that costs nothing.
+# that costs nothing. At small budgets, where the classifier would know less than the density, nothing is drawn again.
 
 # %%
-selection = settings.selection
 drawn_for = classes.repeat(200)
 *_, latents = synthesizer.sample_latents(drawn_for, seed + 2, settings.sampling)
 candidates = finish(synthesizer.compressor.decode(latents), replace(settings.finish, bend=0.0), torch.Generator())
-logits = synthesizer.selector.logits(candidates)
-given = logits.argmax(1)
-crossed = pd.crosstab(pd.Series(drawn_for, name="drawn for"), pd.Series(given, name="given the label"))
-crossed.set_axis(saved.class_names, axis=0).set_axis([saved.class_names[c] for c in crossed.columns], axis=1)
+selects = settings.selects
+logits = synthesizer.selector.logits(candidates) if selects else torch.eye(len(classes))[drawn_for]
+unlike = logits.log_softmax(1)[torch.arange(len(drawn_for)), drawn_for].argsort()[:10]
+refused = (logits.argmax(1) != drawn_for).double()
+glue("candidates", settings.selection.candidates, display=False)
+glue("refused", f"{refused.mean().item():.0%}", display=False)
+by_class = pd.Series([refused[drawn_for == c].mean().item() for c in classes], saved.class_names, name="drawn again")
+by_class.map("{:.0%}".format).to_frame()
 
-# %%
-unlike = logits.log_softmax(1)[torch.arange(len(given)), drawn_for].argsort()[:10]
-titles = [f"{saved.class_names[drawn_for[i]]} → {saved.class_names[given[i]]}" for i in unlike]
-glue("candidates", selection.candidates, display=False)
-glue("moved", f"{(given != drawn_for).double().mean().item():.0%}", display=False)
-pd.DataFrame({"drawn for → given the label": titles})
-
-# %% mystnb={"figure": {"caption": "The ten candidates that look least like the class that they were drawn for, in the order of the table above.", "name": "fig-relabelled"}, "image": {"alt": "A row of synthetic images, each of which looks like something between two classes."}}
-plots.image_rows({"candidates": candidates[unlike]}, "Given another label", "", "in the order of the table")
+# %% mystnb={"figure": {"caption": "The ten of two hundred images of each class that look least like what they should be.", "name": "fig-refused"}, "image": {"alt": "A row of synthetic images, most of which show nothing or something between two classes."}}
+names = ", ".join(saved.class_names[c] for c in drawn_for[unlike])
+plots.image_rows({"refused": candidates[unlike]}, "Not seen as what they should be", "", names)
 
 # %% [markdown]
-# Here {glue:text}`candidates` candidates are drawn for each image, and {glue:text}`moved` of them change their label.
+# Here the classifier refuses {glue:text}`refused` of the images, and up to {glue:text}`candidates` are drawn for each one.
 #
 # ## What is known without looking
 #

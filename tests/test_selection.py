@@ -129,14 +129,19 @@ def test_seed_decides_the_noise():
     assert not torch.allclose(first, other)
 
 
-def test_nobody_is_chosen_twice_and_classes_with_too_few_are_filled_up():
-    logits = torch.tensor([[3.0, 0, 0], [2, 0, 1], [0, 1, 0], [5, 0, 4.5], [4, 0, 0]])
-    labels = torch.tensor([2, 0, 1, 0, 2])
-    chosen = choose(logits, labels).tolist()
-    assert sorted(chosen) == [0, 1, 2, 3, 4]
-    assert (chosen[1], chosen[3], chosen[2]) == (0, 1, 2)
-    assert (chosen[0], chosen[4]) == (3, 4)  # no candidate of class 2: the likeliest of the rest
-    assert choose(logits, torch.tensor([1])).tolist() == [2]
+def test_the_first_candidate_that_is_seen_as_its_label_is_chosen_else_the_likeliest():
+    rounds = torch.tensor(
+        [
+            [[3.0, 0, 0], [0, 2, 1], [2, 0, 1]],
+            [[9.0, 0, 0], [3, 0, 0], [0, 0, 1]],
+            [[0.0, 9, 0], [9, 0, 0], [0, 0, 9]],
+        ]
+    )
+    chosen = choose(rounds.flatten(0, 1), torch.tensor([0, 0, 2]))
+    assert chosen.tolist() == [0, 3 + 1, 3 + 2]
+    never = choose(rounds.flatten(0, 1)[:6], torch.tensor([1, 2, 1]))
+    assert never.tolist() == [0, 1, 3 + 2]
+    assert choose(rounds[0], torch.tensor([2, 2, 2])).tolist() == [0, 1, 2]  # one round leaves no choice
 
 
 @pytest.mark.parametrize("change", [{"candidates": 0}, {"share": 1.0}, {"steps": 0}, {"momentum": 1.0}, {"images": 0}])
