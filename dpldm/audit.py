@@ -737,12 +737,12 @@ def _replay(
 ) -> list[Tensor]:
     """What ``part`` alone puts into each full-batch mechanism of a run that releases ``answers``; no DP-SGD is done."""
     last = 0
-    # the whitening follows from the answers alone, so it is the same for all and need not be computed for each
-    synthesizer.selector.mean, synthesizer.selector.axes = attacked.selector.mean, attacked.selector.axes
     with watched(answers) as seen, _only_the_first(len(part)):
         guard = guarded(part, n)
         for stage in synthesizer.stages:
             last += sum(m.steps for m in ledger.mechanisms if m.stage == stage and m.sample_rate == 1)
+            # the whitening follows from the answers alone: the same for all, and not computed for each
+            synthesizer.selector.mean, synthesizer.selector.axes = attacked.selector.mean, attacked.selector.axes
             if len(seen) < last:
                 for _ in synthesizer.fit_stage(stage, guard):
                     if len(seen) == last:

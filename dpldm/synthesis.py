@@ -168,6 +168,7 @@ class LatentDiffusion:
         with torch.random.fork_rng(devices=[]):  # the initial weights: public, but reproducible
             torch.manual_seed(1000 * self.seed + 900 + index)
             if stage == "compression":
+                self.selector = Selector(self.num_classes, self.settings.selection)  # nothing stays of an earlier fit
                 part = self._allowance(len(data)).part(self.settings.compression_share)
                 yield from self.compressor.fit(data, part, noise, random)
             elif stage == "diffusion":

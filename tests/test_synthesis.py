@@ -130,6 +130,14 @@ def test_a_released_image_is_the_first_of_its_candidates_that_the_private_classi
     assert told > 0  # some were drawn again
 
 
+def test_a_second_fit_keeps_nothing_of_the_first(private):
+    again = LatentDiffusion(SHAPE, 3, TINY, FIVE, 0)
+    for seed in (5, 0):
+        again.fit(PrivateData(*toy_images(seed=seed), 3, Ledger()))
+    for name, value in again.state("selection").items():
+        torch.testing.assert_close(value, private[0].state("selection")[name])
+
+
 def test_without_candidates_nothing_is_selected_and_nothing_paid_for_it():
     synthesizer, ledger = fitted(settings=replace(TINY, selection=replace(TINY.selection, candidates=1)))
     assert synthesizer.stages == ("compression", "diffusion")
