@@ -79,22 +79,33 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     else:
         components = ("eight-components", "eight components per class", MixtureSettings(8, 4, moment_share=0.6))
     mixture = replace(components[2], clip_norm=prior.clip_norm, floor=prior.floor)
+
+    def paid_by_mixture(taken: float, **changes: Any) -> SynthesisSettings:
+        return replace(base, mixture_share=base.mixture_share - taken, **changes)
+
+    half = base.mixture_share / 2
     if base.selects:  # what it costs goes back to the mixture, and the other way round
-        off, whole = replace(base.selection, candidates=1), base.mixture_share + base.selection_share
-        selected = replace(base, selection=off, mixture_share=whole)
+        off = replace(base.selection, candidates=1)
         selection = ("no-selection", "no private classifier that selects")
+        selected = paid_by_mixture(-base.selection_share, selection=off)
     else:
-        on, half = replace(base.selection, candidates=3, share=base.mixture_share / 2), base.mixture_share / 2
-        selected = replace(base, selection=on, mixture_share=half)
-        selection = ("selection", "a private classifier that selects")
-    if base.finish.bend > 0:
-        bent = ("no-bend", "strokes not bent", replace(base.finish, bend=0.0))
+        on = replace(base.selection, candidates=3, share=half)
+        selection, selected = ("selection", "a private classifier that selects"), paid_by_mixture(half, selection=on)
+    if base.moves:
+        still = replace(base.transport, steps=0)
+        transport, moved = ("no-transport", "edges not moved"), paid_by_mixture(-base.transport_share, transport=still)
     else:
-        bent = ("bend", "images bent by a pixel", replace(base.finish, bend=1.0))
+        moving = replace(base.transport, steps=6, share=half)
+        transport, moved = ("transport", "edges moved"), paid_by_mixture(half, transport=moving)
+    if base.last.bend > 0:
+        bent = ("no-bend", "strokes not bent", replace(base.last, bend=0.0))
+    else:
+        bent = ("bend", "images bent by a pixel", replace(base.last, bend=1.0))
     if base.finish.contrast > 0:
-        inked = ("no-contrast", "no contrast added", replace(base.finish, contrast=0.0))
+        grey = replace(base, finish=replace(base.finish, contrast=0.0), last=replace(base.last, contrast=0.0))
+        inked = ("no-contrast", "no contrast added", grey)
     else:
-        inked = ("contrast", "contrast added", replace(base.finish, contrast=10.0))
+        inked = ("contrast", "contrast added", replace(base, finish=replace(base.finish, contrast=10.0)))
     if base.finish.sharpen > 0:
         sharp = ("no-sharpening", "edges not sharpened", replace(base.finish, sharpen=0.0))
     else:
@@ -103,9 +114,10 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
         (*selection, selected),
-        (*bent[:2], replace(base, finish=bent[2])),
+        (*transport, moved),
+        (*bent[:2], replace(base, last=bent[2])),
         (*sharp[:2], replace(base, finish=sharp[2])),
-        (*inked[:2], replace(base, finish=inked[2])),
+        inked,
         ("no-floor", "no floor under decoded pixels", with_pca(replace(pca, floor=0.0))),
         ("half-dimensions", f"at most {pca.dim // 2} latent dimensions", with_pca(replace(pca, dim=pca.dim // 2))),
         ("all-frequencies", "all cosine frequencies kept", with_pca(replace(pca, frequencies=28))),

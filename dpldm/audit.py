@@ -741,8 +741,9 @@ def _replay(
         guard = guarded(part, n)
         for stage in synthesizer.stages:
             last += sum(m.steps for m in ledger.mechanisms if m.stage == stage and m.sample_rate == 1)
-            # the whitening follows from the answers alone: the same for all, and not computed for each
-            synthesizer.selector.mean, synthesizer.selector.axes = attacked.selector.mean, attacked.selector.axes
+            # what comes from synthetic images follows from the answers alone: the same for all, not computed for each
+            synthesizer.selector.restore(attacked.selector.state())
+            synthesizer.transport.restore(attacked.transport.state())
             if len(seen) < last:
                 for _ in synthesizer.fit_stage(stage, guard):
                     if len(seen) == last:
@@ -798,8 +799,12 @@ def _unfitted(data: PrivateData, settings: SynthesisSettings, spec: PrivacySpec 
 
 
 def _two_stages(settings: SynthesisSettings) -> SynthesisSettings:
-    """Without the classifier that selects: readings A and B are of the paper's two stages only."""
-    return replace(settings, selection=replace(settings.selection, candidates=1))
+    """Without selection and transport: readings A and B are of the paper's two stages only."""
+    return replace(
+        settings,
+        selection=replace(settings.selection, candidates=1),
+        transport=replace(settings.transport, steps=0),
+    )
 
 
 def _shape(data: PrivateData) -> tuple[int, int, int]:

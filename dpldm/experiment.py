@@ -1,9 +1,9 @@
 """One frozen description → one run → one record. The join of data, synthesis, evaluation and results.
 
 A run checks everything that can be checked first, then works in stages ("compression", "diffusion", "selection",
-"samples", and one per part of the evaluation). Every finished stage is kept, so an interrupted run goes on after the
-last of them and ends with the record of a run that was never interrupted. Private images are seen only through
-`PrivateData`; the evaluation reads real images directly and is part of no guarantee.
+"transport", "samples", and one per part of the evaluation). Every finished stage is kept, so an interrupted run goes on
+after the last of them and ends with the record of a run that was never interrupted. Private images are seen only
+through `PrivateData`; the evaluation reads real images directly and is part of no guarantee.
 """
 
 import hashlib

@@ -114,34 +114,50 @@ class Mixture:
         return self.means[labels, component] + spread
 
 
+def mechanisms(
+    dim: int, settings: MixtureSettings, allowance: Allowance, stage: str = STAGE, what: str = "latent"
+) -> tuple[Mechanism, Mechanism]:
+    """What :func:`fit_mixture` charges: "<what> second moments" and "<what> sums"."""
+    radius = settings.clip_norm * math.sqrt(dim)
+    return (
+        allowance.part(settings.moment_share).mechanism(f"{what} second moments", stage, sensitivity=radius**2),
+        allowance.part(1 - settings.moment_share).mechanism(
+            f"{what} sums", stage, sensitivity=math.sqrt(radius**2 + (radius / 2) ** 2), steps=settings.iterations
+        ),
+    )
+
+
 def fit_mixture(
-    data: PrivateData, encode: Encode, dim: int, settings: MixtureSettings, allowance: Allowance, noise: NoiseSource
+    data: PrivateData,
+    encode: Encode,
+    dim: int,
+    settings: MixtureSettings,
+    allowance: Allowance,
+    noise: NoiseSource,
+    stage: str = STAGE,
+    what: str = "latent",
 ) -> Mixture:
     """Fit a mixture to the latents of private images by noisy EM (after Park et al. 2017, DP-EM).
 
-    Two mechanisms, both full-batch Gaussian: "latent second moments" releases Σ z zᵀ of every class once; "latent
-    sums" releases, in each of ``iterations`` rounds, every component's count and sum of z. An image adds to one class
-    only and its responsibilities r sum to 1, so with ‖z‖ ≤ R it moves all of a round's numbers together by at most
-    √(R² + a²)·‖r‖ ≤ √(R² + a²), with the count scaled by a = R/2, and the second moments by R². Covariances come from
-    both by the law of total covariance, shrunk towards the classes' average by how noisy they are (James-Stein).
+    Two mechanisms of ``stage``, both full-batch Gaussian, named after ``what``: "latent second moments" releases Σ z zᵀ
+    of every class once; "latent sums" releases, in each of ``iterations`` rounds, every component's count and sum of z.
+    An image adds to one class only and its responsibilities r sum to 1, so with ‖z‖ ≤ R it moves all of a round's
+    numbers together by at most √(R² + a²)·‖r‖ ≤ √(R² + a²), with the count scaled by a = R/2, and the second moments
+    by R². Covariances come from both by the law of total covariance, shrunk towards the classes' average by how noisy
+    they are (James-Stein).
 
     ``encode`` maps images (N, C, H, W) to latents (N, dim) row by row and must itself be private already.
     """
     radius = settings.clip_norm * math.sqrt(dim)
     count_scale = radius / 2
 
-    moment_part = allowance.part(settings.moment_share)
-    mechanism = moment_part.mechanism("latent second moments", STAGE, sensitivity=radius**2)
+    of_moments, mechanism = mechanisms(dim, settings, allowance, stage, what)
+    data.read(of_moments)
     images, labels = data.read(mechanism)
     latents = clip_rows(encode(images), radius)
-    moments = _symmetric_noise(_class_moments(latents, labels, data.num_classes), mechanism, noise)
-    moment_std = mechanism.sensitivity * mechanism.noise_multiplier
+    moments = _symmetric_noise(_class_moments(latents, labels, data.num_classes), of_moments, noise)
+    moment_std = of_moments.sensitivity * of_moments.noise_multiplier
 
-    sum_part = allowance.part(1 - settings.moment_share)
-    sensitivity = math.sqrt(radius**2 + count_scale**2)
-    mechanism = sum_part.mechanism("latent sums", STAGE, sensitivity=sensitivity, steps=settings.iterations)
-    images, labels = data.read(mechanism)
-    latents = clip_rows(encode(images), radius)
     extended = torch.cat([latents, latents.new_full((len(latents), 1), count_scale)], dim=1).double()
 
     def estimate(shares: Tensor) -> Mixture:

@@ -5,7 +5,6 @@ densities cross in the wrong place. A linear classifier of oriented edges asks t
 borders better. It sees them as the synthesizer would draw them, so that it judges like by like.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,13 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpldm.energies import BATCH, whitened, whitening
 from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, gaussian_mechanism
 
 STAGE = "selection"
-GRID = 7  # cells per axis in which the energies are averaged
-ORIENTATIONS = 8
-LEVELS = 3  # the image, half of its size, a quarter
-BATCH = 500
 
 View = Callable[[Tensor], Tensor]
 
@@ -35,8 +31,8 @@ class SelectionSettings:
     """
 
     candidates: int = 3
-    share: float = 0.4
-    images: int = 40_000
+    share: float = 0.25
+    images: int = 20_000
     dim: int = 400
     steps: int = 60
     learning_rate: float = 40.0
@@ -49,48 +45,8 @@ class SelectionSettings:
         if not (0 < self.share < 1 and self.learning_rate > 0 and 0 <= self.momentum < 1):
             raise ValueError(
                 "expected 0 < share < 1, learning_rate > 0 and 0 <= momentum < 1, got "
-                f"{self.share}, {self.learning_rate} and {self.momentum}: use for example 0.4, 40 and 0.9"
+                f"{self.share}, {self.learning_rate} and {self.momentum}: use for example 0.25, 40 and 0.9"
             )
-
-
-def _oriented_filters(size: int = 5, wavelength: float = 3.0, spread: float = 1.2) -> Tensor:
-    """Pairs of even and odd Gabor filters in `ORIENTATIONS` directions: (2 · ORIENTATIONS, 1, size, size)."""
-    axis = torch.arange(size) - size // 2.0
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    envelope = torch.exp(-(x.square() + y.square()) / (2 * spread**2))
-    filters = []
-    for turn in range(ORIENTATIONS):
-        angle = math.pi * turn / ORIENTATIONS
-        phase = 2 * math.pi / wavelength * (x * math.cos(angle) + y * math.sin(angle))
-        even, odd = phase.cos() * envelope, phase.sin() * envelope
-        even = even - envelope * even.sum() / envelope.sum()  # an even ground has no energy
-        norm = (even.square().sum() + odd.square().sum()).sqrt()
-        filters += [even / norm, odd / norm]
-    return torch.stack(filters)[:, None]
-
-
-FILTERS = _oriented_filters()
-
-
-@torch.no_grad()
-def oriented_energies(images: Tensor) -> Tensor:
-    """Fixed features of images (N, C, H, W) in [0, 1]: (N, 49 · (C + 24)), each row of L2 norm at most 1.
-
-    The strength of edges in eight directions, at three scales, and the brightness of every channel, averaged in a grid
-    of 7 x 7 cells; each group has length 1. No data decides them: a first layer of a scattering transform (Bruna and
-    Mallat 2013), which Tramèr and Boneh (2021) found to serve private classifiers better than learned features.
-    """
-    return torch.cat([_energies(part) for part in images.split(BATCH)])
-
-
-def _energies(images: Tensor) -> Tensor:
-    groups, grey = [F.adaptive_avg_pool2d(images, GRID)], images.mean(1, keepdim=True)
-    for _ in range(LEVELS):
-        waves = F.conv2d(grey, FILTERS, padding="same").unflatten(1, (ORIENTATIONS, 2))
-        groups.append(F.adaptive_avg_pool2d(waves.square().sum(2).sqrt(), GRID))
-        grey = F.avg_pool2d(grey, 2, ceil_mode=True)
-    rows = [group.flatten(1) for group in groups]
-    return torch.cat([row / (row.norm(dim=1, keepdim=True) + 0.01) for row in rows], 1) / math.sqrt(len(rows))
 
 
 class Selector:
@@ -125,7 +81,7 @@ class Selector:
                 is private already.
         """
         if not self.axes.numel():
-            self._whiten(oriented_energies(synthetic()))
+            self.mean, self.axes = whitening(synthetic(), self.settings.dim)
         settings = self.settings
         mechanism = self.mechanism(allowance)
         images, labels = data.read(mechanism)
@@ -148,16 +104,9 @@ class Selector:
             yield step
         self.weights = (total / (settings.steps - half)).float()
 
-    def _whiten(self, features: Tensor) -> None:
-        """Mean and scaled principal axes of the features of synthetic images: post-processing."""
-        self.mean = features.mean(0)
-        centred = (features - self.mean).double()
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-        kept = min(self.settings.dim, len(values))
-        self.axes = (vectors[:, -kept:] / values[-kept:].clamp_min(1e-6).sqrt()).float()
-
+    @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
-        return F.normalize((oriented_energies(images) - self.mean) @ self.axes)
+        return F.normalize(whitened(images, self.mean, self.axes))
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

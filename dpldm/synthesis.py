@@ -27,9 +27,10 @@ from dpldm.privacy import (
 )
 from dpldm.selection import SelectionSettings, Selector
 from dpldm.training import FitSettings
+from dpldm.transport import Transport, TransportSettings
 
 STAGE = "diffusion"
-SELECTION_SEED = 900_000_000  # of the images that scale the selector's features; no run samples with it
+OWN_SEED = 900_000_000  # of the images that scale features; no run samples with it
 FINISHING_SEED = 2**62  # added to that of the latents
 
 
@@ -58,12 +59,17 @@ class SynthesisSettings:
     """Everything that decides a synthesizer beside the data, the budget and the seed.
 
     The shares are of the budget's 1/σ²: ``compression_share`` for stage 1, ``mixture_share`` for the mixture that the
-    diffusion starts from; ``selection`` has its own; DP-SGD of the diffusion network gets what is left.
+    diffusion starts from; ``selection`` and ``transport`` have their own; DP-SGD of the diffusion network gets what is
+    left.
+
+    ``finish``: what is done to every decoded image, from what is publicly known about its kind; free, and never random.
 
     ``selection``: with 2 or more candidates for each image released, the first is taken that a private classifier
     sees as what it should be.
 
-    ``finish``: what is done to every decoded image, from what is publicly known about its kind; free as well.
+    ``transport``: with 1 or more steps, images are moved until their edges are spread as those of private images.
+
+    ``last``: what is done to images at the very end, like ``finish``.
     """
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -76,16 +82,21 @@ class SynthesisSettings:
     fit: FitSettings = field(default_factory=FitSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     compression_share: float = 0.1
-    mixture_share: float = 0.4
+    mixture_share: float = 0.3
     selection: SelectionSettings = field(default_factory=SelectionSettings)
+    transport: TransportSettings = field(default_factory=TransportSettings)
     finish: FinishSettings = field(default_factory=FinishSettings)
+    last: FinishSettings = field(default_factory=FinishSettings)
 
     def __post_init__(self) -> None:
         if not (self.compression_share > 0 and self.mixture_share > 0 and self.diffusion_share > 0):
             raise ValueError(
-                "expected positive shares of compression, mixture and selection that leave something for DP-SGD, got "
-                f"{self.compression_share}, {self.mixture_share} and {self.selection_share}: lower one"
+                "expected positive shares of compression, mixture, selection and transport that leave something for "
+                f"DP-SGD, got {self.compression_share}, {self.mixture_share}, {self.selection_share} and "
+                f"{self.transport_share}: lower one"
             )
+        if self.finish.bend > 0:
+            raise ValueError(f"expected finish without bend, got {self.finish.bend}: bend images in `last`")
 
     @property
     def selects(self) -> bool:
@@ -96,8 +107,17 @@ class SynthesisSettings:
         return self.selection.share if self.selects else 0.0
 
     @property
+    def moves(self) -> bool:
+        return self.transport.steps > 0
+
+    @property
+    def transport_share(self) -> float:
+        return self.transport.share if self.moves else 0.0
+
+    @property
     def diffusion_share(self) -> float:
-        return 1 - self.compression_share - self.mixture_share - self.selection_share
+        taken = self.compression_share + self.mixture_share + self.selection_share + self.transport_share
+        return 1 - taken
 
 
 class LatentDiffusion:
@@ -124,13 +144,15 @@ class LatentDiffusion:
         self.mixture: Mixture | None = None
         self.network: ResidualMLP | None = None
         self.selector = Selector(num_classes, settings.selection)
+        self.transport = Transport(num_classes, settings.transport)
 
     # -- fitting ------------------------------------------------------------------------------------------------------
 
     @property
     def stages(self) -> Sequence[str]:
         """The stages of the fit, in order; each is one call of :meth:`fit_stage`."""
-        return ("compression", "diffusion", "selection")[: 3 if self.settings.selects else 2]
+        chosen = (("selection", self.settings.selects), ("transport", self.settings.moves))
+        return ("compression", "diffusion", *(stage for stage, wanted in chosen if wanted))
 
     def total_steps(self, stage: str) -> int:
         """About how many steps a stage yields, for a progress bar."""
@@ -138,6 +160,8 @@ class LatentDiffusion:
             return self.settings.fit.steps + 1
         if stage == "selection":
             return self.settings.selection.steps
+        if stage == "transport":
+            return 2
         kind, settings = self.settings.compression.kind, self.settings.compression
         return {"pca": 2, "refined-pca": 2 + settings.refined.fit.steps}.get(kind, settings.autoencoder.fit.steps)
 
@@ -169,13 +193,17 @@ class LatentDiffusion:
             torch.manual_seed(1000 * self.seed + 900 + index)
             if stage == "compression":
                 self.selector = Selector(self.num_classes, self.settings.selection)  # nothing stays of an earlier fit
+                self.transport = Transport(self.num_classes, self.settings.transport)
                 part = self._allowance(len(data)).part(self.settings.compression_share)
                 yield from self.compressor.fit(data, part, noise, random)
             elif stage == "diffusion":
                 yield from self._fit_diffusion(data, noise, random)
-            else:
+            elif stage == "selection":
                 part = self._allowance(len(data)).part(self.settings.selection_share)
-                yield from self.selector.fit(data, self._own_images, self._as_drawn, part, noise)
+                yield from self.selector.fit(data, self._own_candidates, self._as_drawn, part, noise)
+            else:
+                part = self._allowance(len(data)).part(self.settings.transport_share)
+                yield from self.transport.fit(data, self._own_images, part, noise)
 
     def _allowance(self, n: int) -> Allowance:
         if self.spec is None:
@@ -204,9 +232,12 @@ class LatentDiffusion:
 
     def _still_to_come(self, n: int) -> list[Mechanism]:
         """What the stages after the diffusion will cost."""
-        if not self.settings.selects:
-            return []
-        return [self.selector.mechanism(self._allowance(n).part(self.settings.selection_share))]
+        settings, whole, coming = self.settings, self._allowance(n), list[Mechanism]()
+        if settings.selects:
+            coming.append(self.selector.mechanism(whole.part(settings.selection_share)))
+        if settings.moves:
+            coming += self.transport.mechanisms(whole.part(settings.transport_share))
+        return coming
 
     def _fit_diffusion(self, data: PrivateData, noise: NoiseSource, random: torch.Generator) -> Iterator[int]:
         settings, encode = self.settings, self.compressor.encode
@@ -240,20 +271,20 @@ class LatentDiffusion:
         self.network = ResidualMLP(self.compressor.dim, self.num_classes, self.settings.width, self.settings.depth)
         return self.network.to(self.device)
 
-    def _own_images(self) -> Tensor:
+    def _own_candidates(self) -> Tensor:
         """Synthetic images as they are before selection."""
         labels = torch.arange(self.settings.selection.images) % self.num_classes
-        drawn = [self._decoded(part, index, None) for index, part in self._batches(labels, SELECTION_SEED)]
-        return finish(torch.cat(drawn), self._unbent, torch.Generator())
+        return torch.cat([self._decoded(part, index, None) for index, part in self._batches(labels, OWN_SEED)])
+
+    def _own_images(self) -> tuple[Tensor, Tensor]:
+        """Synthetic images as they are before they are moved, and their labels."""
+        labels = torch.arange(self.settings.transport.images) % self.num_classes
+        drawn = [self._selected(part, index, None) for index, part in self._batches(labels, OWN_SEED)]
+        return torch.cat(drawn), labels
 
     def _as_drawn(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) after stage 1 and back, each by itself: what this synthesizer could make of them."""
-        return finish(self.compressor.decode(self.compressor.encode(images)), self._unbent, torch.Generator())
-
-    @property
-    def _unbent(self) -> FinishSettings:
-        """Finishing without what is random in it."""
-        return replace(self.settings.finish, bend=0.0)
+        return self._finished(self.compressor.decode(self.compressor.encode(images)))
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -264,11 +295,16 @@ class LatentDiffusion:
         Post-processing: costs no privacy, however many images are drawn.
         """
         for index, part in self._batches(labels, seed, sampling):
-            images = self._decoded(part.repeat(self.settings.selection.candidates), index, sampling)
-            if self.settings.selects:
-                seen = finish(images, self._unbent, torch.Generator())
-                images = images[selection.choose(self.selector.logits(seen), part)]
-            yield finish(images, self.settings.finish, torch.Generator().manual_seed(FINISHING_SEED + index))
+            images = self._selected(part, index, sampling)
+            if self.settings.moves:
+                images = self.transport.move(images, part)
+            yield finish(images, self.settings.last, torch.Generator().manual_seed(FINISHING_SEED + index))
+
+    def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
+        images = self._decoded(labels.repeat(self.settings.selection.candidates), seed, sampling)
+        if self.settings.selects:
+            images = images[selection.choose(self.selector.logits(images), labels)]
+        return images
 
     def _batches(
         self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None
@@ -280,7 +316,10 @@ class LatentDiffusion:
 
     def _decoded(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
         *_, latents = self.sample_latents(labels, seed, sampling)
-        return self.compressor.decode(latents.cpu())
+        return self._finished(self.compressor.decode(latents.cpu()))
+
+    def _finished(self, images: Tensor) -> Tensor:
+        return finish(images, self.settings.finish, torch.Generator())
 
     @torch.no_grad()
     def sample_latents(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
@@ -308,6 +347,8 @@ class LatentDiffusion:
             return self.compressor.state()
         if stage == "selection":
             return self.selector.state()
+        if stage == "transport":
+            return self.transport.state()
         assert self.mixture is not None
         assert self.network is not None, "fit first"
         prior = {f"mixture.{name}": value for name, value in self.mixture.tensors().items()}
@@ -319,6 +360,8 @@ class LatentDiffusion:
             return self.compressor.restore(state)
         if stage == "selection":
             return self.selector.restore(state)
+        if stage == "transport":
+            return self.transport.restore(state)
         parts = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("mixture.")}
         self.mixture = Mixture(**parts)
         weights = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("network.")}
@@ -352,5 +395,6 @@ def smoke(settings: SynthesisSettings) -> SynthesisSettings:
         depth=1,
         fit=tiny,
         selection=replace(settings.selection, images=200, dim=8, steps=5),
+        transport=replace(settings.transport, images=200, dim=4, steps=2),
         sampling=replace(settings.sampling, steps=4),
     )

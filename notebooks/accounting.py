@@ -30,6 +30,7 @@ from myst_nb import glue
 
 from dpldm import plots, results
 from dpldm.methods import settings_for
+from dpldm.mixture import mechanisms as mixture_mechanisms
 from dpldm.privacy import (
     Allowance,
     Ledger,
@@ -76,6 +77,9 @@ def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
     if settings.selects:
         selector = whole.part(settings.selection_share)
         releases.append(selector.mechanism("selector gradients", "selection", 1.0, settings.selection.steps))
+    if settings.moves:
+        edges = whole.part(settings.transport_share)
+        releases += mixture_mechanisms(settings.transport.dim, settings.transport.moments, edges, "transport", "energy")
     fit = settings.fit
     gradients = Mechanism("denoiser gradients", "diffusion", 1.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
     ledger = Ledger([*releases, calibrate(releases, gradients, epsilon, delta)])

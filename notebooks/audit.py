@@ -43,6 +43,7 @@ from dpldm.privacy import Allowance, Ledger, Mechanism, NoiseSource, PrivacySpec
 from dpldm.selection import SelectionSettings
 from dpldm.synthesis import SynthesisSettings, smoke
 from dpldm.training import FitSettings
+from dpldm.transport import TransportSettings
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -113,8 +114,8 @@ plots.curves(
 # ## Canaries in the statistics
 #
 # All mechanisms but DP-SGD release sums over all images: the image mean, the second moments, the mixture's moments and
-# sums, and the gradients of the classifier that selects. Here we attack those of the two stages (`dpldm audit` attacks the
-# classifier as well). We hide odd images among real ones. The attacker knows the real images, the canaries and every released
+# sums, the gradients of the classifier that selects and the moments of edges. Here we attack those of the two stages (`dpldm
+# audit` attacks the others as well). We hide odd images among real ones. The attacker knows the real images, the canaries and every released
 # number, and solves for the coins by least squares.
 
 # %%
@@ -122,9 +123,9 @@ known, m = some(train, 0, 300), 60 if small else 200
 strange = Examples(audit.odd_images(m, train.image_shape, seed + 1), balanced_labels(m, 10), 10)
 pca = replace(SynthesisSettings().compression, pca=PCASettings(dim=24, frequencies=8))
 mixed = MixtureSettings(components=2, iterations=3)
-two_stages = SelectionSettings(candidates=1)
+two_stages = {"selection": SelectionSettings(candidates=1), "transport": TransportSettings(steps=0)}
 shares = {"compression_share": 0.3, "mixture_share": 0.69}
-settings = replace(smoke(SynthesisSettings()), compression=pca, mixture=mixed, selection=two_stages, **shares)
+settings = replace(smoke(SynthesisSettings()), compression=pca, mixture=mixed, **two_stages, **shares)
 allowance = Allowance(gaussian_noise_multiplier(epsilon, delta), delta)
 fit = audit.statistics_fit(train.image_shape, settings, allowance)
 statistics = audit.statistics_in_one_run(fit, known, strange, seed + 3)

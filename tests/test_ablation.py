@@ -55,13 +55,15 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     }
     components = "one-gaussian" if base.mixture.components > 1 else "eight-components"
     selection = "no-selection" if base.selects else "selection"
-    bent = "no-bend" if base.finish.bend else "bend"
+    transport = "no-transport" if base.moves else "transport"
+    bent = "no-bend" if base.last.bend else "bend"
     inked = "no-contrast" if base.finish.contrast else "contrast"
     sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
     stage_1 = {"compression", "compression_share"}
     assert changed == {
         "default": set(), components: {"mixture"}, selection: {"selection", "mixture_share"},
-        bent: {"finish"}, inked: {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
+        transport: {"transport", "mixture_share"}, bent: {"last"},
+        inked: {"finish", "last"} if base.last.contrast else {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
         "refined-decoder": stage_1, "autoencoder": stage_1, "public-autoencoder": {"compression"},
     }  # fmt: skip

@@ -14,7 +14,19 @@ import torch
 from scipy import stats
 from torch import nn
 
-from dpldm import audit, baselines, compression, generators, mixture, pixel, privacy, selection, synthesis, training
+from dpldm import (
+    audit,
+    baselines,
+    compression,
+    generators,
+    mixture,
+    pixel,
+    privacy,
+    selection,
+    synthesis,
+    training,
+    transport,
+)
 from dpldm.audit import (
     CanaryScores,
     Examples,
@@ -43,6 +55,7 @@ from dpldm.privacy import (
 from dpldm.selection import SelectionSettings
 from dpldm.synthesis import LatentDiffusion, SynthesisSettings, smoke
 from dpldm.training import FitSettings
+from dpldm.transport import TransportSettings
 
 DELTA = 1e-5
 SHAPE = (1, 8, 8)
@@ -404,8 +417,9 @@ def test_a_release_with_other_noise_than_charged_is_named():
 
 
 def statistics(epsilon: float):
-    prior, two_stages = MixtureSettings(components=2, iterations=3), SelectionSettings(candidates=1)
-    settings = small(mixture=prior, compression_share=0.3, mixture_share=0.69, selection=two_stages)
+    prior, off = MixtureSettings(components=2, iterations=3), SelectionSettings(candidates=1)
+    still = TransportSettings(steps=0)
+    settings = small(mixture=prior, compression_share=0.3, mixture_share=0.69, selection=off, transport=still)
     allowance = Allowance(gaussian_noise_multiplier(epsilon, DELTA), DELTA)
     return audit.statistics_fit(SHAPE, settings, allowance)
 
@@ -644,7 +658,7 @@ def test_one_more_image_moves_no_sum_by_more_than_its_sensitivity(extra):
         assert moved[1] > 0.99
 
 
-GUARDED = (baselines, compression, generators, mixture, pixel, selection, synthesis)
+GUARDED = (baselines, compression, generators, mixture, pixel, selection, synthesis, transport)
 
 
 @pytest.mark.parametrize("module", GUARDED, ids=lambda module: module.__name__)
@@ -692,11 +706,11 @@ def honest_audit():
 
 def test_audit_of_the_method_has_every_mechanism_and_the_saved_model(honest_audit):
     expected = {"image mean", "image second moments", "latent second moments", "latent sums"}
-    expected |= {"denoiser gradients", "selector gradients"}
+    expected |= {"denoiser gradients", "selector gradients", "energy second moments", "energy sums"}
     together = {"all statistics", "statistics, doubted"}
     assert set(honest_audit.bounds) == expected | together | {"saved model, loss", "saved model, moments"}
     assert 9.5 < honest_audit.epsilon_claimed <= 10.0
-    assert {bound.confidence for bound in honest_audit.bounds.values()} == {1 - 0.05 / 10}
+    assert {bound.confidence for bound in honest_audit.bounds.values()} == {1 - 0.05 / 12}
     assert honest_audit.seconds > 0
 
 

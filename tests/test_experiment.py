@@ -20,7 +20,7 @@ from dpldm.privacy import PrivacyError, PrivateData
 from dpldm.results import RecordError
 from dpldm.synthesis import SamplingSettings, SynthesisSettings
 
-FIT = ["compression", "diffusion", "selection"]
+FIT = ["compression", "diffusion", "selection", "transport"]
 STAGES = [*FIT, "samples", *(f"evaluation-{part}" for part in evaluation.PARTS)]
 
 
@@ -178,7 +178,7 @@ def test_training_images_are_read_only_through_the_ledger(
 
 
 @pytest.mark.parametrize(
-    "moment", ["compression:", "diffusion", "selection:", "samples:", "evaluation", "evaluation-cnn:"]
+    "moment", ["compression:", "diffusion", "selection:", "transport:", "samples:", "evaluation", "evaluation-cnn:"]
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
     described: Experiment, made: Made, tmp_path: Path, moment: str

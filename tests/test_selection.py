@@ -1,4 +1,4 @@
-"""Selection: what the features see, what one image can move, the step by hand, and who is chosen."""
+"""Selection: what one image can move, the step by hand, and who is chosen."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
-from dpldm.selection import SelectionSettings, Selector, choose, oriented_energies
+from dpldm.selection import SelectionSettings, Selector, choose
 
 TINY = SelectionSettings(images=200, dim=40, steps=12, learning_rate=20.0)
 ALLOWANCE = Allowance(gaussian_noise_multiplier(5.0, 1e-5), 1e-5)
@@ -30,30 +30,6 @@ def fitted(images, labels, settings=TINY, allowance=ALLOWANCE, seed=0, view=lamb
     steps = list(selector.fit(data, lambda: stripes(200, seed=9)[0], view, allowance, NoiseSource.seeded(seed)))
     assert steps == list(range(1, settings.steps + 1))
     return selector, data.ledger
-
-
-def test_energies_tell_directions_apart_but_not_light_from_dark():
-    images, labels = stripes(40)
-    rows = oriented_energies(images)
-    assert rows.shape == (40, 49 * (1 + 3 * 8))
-    assert rows.norm(dim=1).max() <= 1
-    fine = rows[:, 49 : 9 * 49].unflatten(1, (8, 49)).sum(2)
-    level, upright = fine[labels == 0].mean(0), fine[labels == 1].mean(0)
-    assert level.argmax() == (upright.argmax() + 4) % 8  # a quarter turn
-    inverted = oriented_energies(1 - images)[:, 49:]
-    inner = torch.zeros(7, 7, dtype=torch.bool)
-    inner[2:5, 2:5] = True  # away from the border, outside of which all is dark
-    cells = inner.flatten().repeat(8)
-    ratio = inverted[:, : 8 * 49][:, cells] / inverted[:, : 8 * 49][:, cells].norm(dim=1, keepdim=True)
-    before = rows[:, 49 : 9 * 49][:, cells] / rows[:, 49 : 9 * 49][:, cells].norm(dim=1, keepdim=True)
-    torch.testing.assert_close(ratio, before, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(3, 13, 11), (1, 28, 28), (1, 4, 4)])
-def test_energies_of_any_shape(shape):
-    rows = oriented_energies(torch.rand(5, *shape))
-    assert rows.shape == (5, 49 * (shape[0] + 24))
-    assert rows.isfinite().all()
 
 
 def test_what_is_charged_is_one_mechanism_that_uses_the_allowance_up():

@@ -53,6 +53,8 @@ def test_everything_is_in_the_ledger_and_within_the_target(private):
         "latent sums",
         "denoiser gradients",
         "selector gradients",
+        "energy second moments",
+        "energy sums",
     ]
     assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
 
@@ -102,20 +104,35 @@ def test_batches_of_sampling_cover_all_labels_in_order(private):
     assert images.shape[0] == 7
 
 
-def test_decoded_images_are_finished_and_nothing_else_changes(private):
-    plain, _ = private
-    settings = replace(TINY, finish=FinishSettings(contrast=8.0))
-    inked = LatentDiffusion(SHAPE, 3, settings, FIVE, 0)
-    for stage in plain.stages:
-        inked.restore(stage, plain.state(stage))
-    torch.testing.assert_close(draw(inked)[0], raise_contrast(draw(plain)[0], 8.0, settings.finish.middle))
-    inked.settings = replace(TINY, finish=FinishSettings(bend=1.0))
-    assert torch.equal(draw(inked)[0], draw(inked)[0])
-    assert not torch.allclose(draw(inked)[0], draw(plain)[0])
+def same_with(synthesizer, **changes):
+    """As fitted, drawing with other settings."""
+    other = LatentDiffusion(SHAPE, 3, replace(synthesizer.settings, **changes), FIVE, 0)
+    for stage in synthesizer.stages:
+        other.restore(stage, synthesizer.state(stage))
+    other.settings = replace(synthesizer.settings, **changes)
+    return other
+
+
+def unmoved(synthesizer, **changes):
+    return same_with(synthesizer, transport=replace(TINY.transport, steps=0), **changes)
+
+
+def test_images_are_finished_after_decoding_and_at_the_very_end_and_nothing_else_changes(private):
+    plain = unmoved(private[0])
+    contrast = FinishSettings(contrast=8.0)
+    inked = raise_contrast(draw(plain)[0], 8.0, contrast.middle)
+    torch.testing.assert_close(draw(unmoved(private[0], last=contrast))[0], inked)
+    one = replace(TINY.selection, candidates=1)
+    first = draw(same_with(plain, selection=one))[0]
+    inked = draw(same_with(plain, selection=one, finish=contrast))[0]
+    torch.testing.assert_close(inked, raise_contrast(first, 8.0, contrast.middle))
+    bent = unmoved(private[0], last=FinishSettings(bend=1.0))
+    assert torch.equal(draw(bent)[0], draw(bent)[0])
+    assert not torch.allclose(draw(bent)[0], draw(plain)[0])
 
 
 def test_a_released_image_is_the_first_of_its_candidates_that_the_private_classifier_sees_as_its_label(private):
-    synthesizer, _ = private
+    synthesizer = unmoved(private[0])
     images, labels = draw(synthesizer, 300)
     rounds = synthesizer.settings.selection.candidates
     candidates = synthesizer._decoded(labels.repeat(rounds), 0, None)
@@ -130,18 +147,33 @@ def test_a_released_image_is_the_first_of_its_candidates_that_the_private_classi
     assert told > 0  # some were drawn again
 
 
+def test_what_is_selected_is_moved(private):
+    synthesizer = private[0]
+    still, labels = draw(unmoved(synthesizer))
+    torch.testing.assert_close(draw(synthesizer)[0], synthesizer.transport.move(still, labels))
+
+
 def test_a_second_fit_keeps_nothing_of_the_first(private):
     again = LatentDiffusion(SHAPE, 3, TINY, FIVE, 0)
     for seed in (5, 0):
         again.fit(PrivateData(*toy_images(seed=seed), 3, Ledger()))
-    for name, value in again.state("selection").items():
-        torch.testing.assert_close(value, private[0].state("selection")[name])
+    for stage in ("selection", "transport"):
+        for name, value in again.state(stage).items():
+            torch.testing.assert_close(value, private[0].state(stage)[name])
 
 
-def test_without_candidates_nothing_is_selected_and_nothing_paid_for_it():
-    synthesizer, ledger = fitted(settings=replace(TINY, selection=replace(TINY.selection, candidates=1)))
-    assert synthesizer.stages == ("compression", "diffusion")
-    assert "selector gradients" not in [m.name for m in ledger.mechanisms]
+@pytest.mark.parametrize(
+    ("off", "stage", "what"),
+    [
+        ({"selection": replace(TINY.selection, candidates=1)}, "selection", "selector"),
+        ({"transport": replace(TINY.transport, steps=0)}, "transport", "energy"),
+    ],
+)
+def test_what_is_switched_off_is_no_stage_and_costs_nothing(off, stage, what):
+    synthesizer, ledger = fitted(settings=replace(TINY, **off))
+    assert stage not in synthesizer.stages
+    assert len(synthesizer.stages) == 3
+    assert not [m.name for m in ledger.mechanisms if m.name.startswith(what)]
     assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
 
 
@@ -153,8 +185,8 @@ def test_a_fit_resumed_after_the_first_stage_ends_the_same(private):
     later = LatentDiffusion(SHAPE, 3, TINY, PrivacySpec(epsilon=5.0), 0)
     later.restore("compression", first.state("compression"))
     data = PrivateData(images, labels, 3, Ledger(data.ledger.mechanisms))
-    list(later.fit_stage("diffusion", data))
-    list(later.fit_stage("selection", data))
+    for stage in later.stages[1:]:
+        list(later.fit_stage(stage, data))
     assert data.ledger.mechanisms == private[1].mechanisms
     torch.testing.assert_close(draw(later)[0], draw(private[0])[0])
 
@@ -235,13 +267,18 @@ def test_too_few_images_or_a_bad_delta_are_refused_before_any_read():
     "change",
     [
         {"compression_share": 0.0},
-        {"compression_share": 0.3, "mixture_share": 0.3},  # with the selection's 0.4 nothing is left
+        {"compression_share": 0.3, "mixture_share": 0.3},  # with 0.25 for selection and transport nothing is left
         {"mixture_share": -0.1},
     ],
 )
 def test_shares_must_leave_something_for_each_stage(change):
     with pytest.raises(ValueError, match="positive shares"):
         SynthesisSettings(**change)
+
+
+def test_bending_is_refused_where_images_must_not_be_random():
+    with pytest.raises(ValueError, match="bend images in `last`"):
+        SynthesisSettings(finish=FinishSettings(bend=1.0))
 
 
 @pytest.mark.parametrize("change", [{"sampler": "magic"}, {"steps": 1}, {"guidance": float("nan")}])
