@@ -278,7 +278,7 @@ class LatentDiffusion:
 
     def _own_images(self) -> tuple[Tensor, Tensor]:
         """Synthetic images as they are before they are moved, and their labels."""
-        labels = torch.arange(self.settings.transport.images) % self.num_classes
+        labels = torch.arange(self.transport.images_needed) % self.num_classes
         drawn = [self._selected(part, index, None) for index, part in self._batches(labels, OWN_SEED)]
         return torch.cat(drawn), labels
 

@@ -17,6 +17,7 @@ from dpldm.mixture import MixtureSettings
 from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData
 
 STAGE = "transport"
+PER_FEATURE = 20
 SMALLEST = 1e-3  # least variance of an edge feature, when the square root of a covariance is taken
 
 
@@ -27,7 +28,8 @@ class TransportSettings:
     steps: of gradient descent on the pixels; 0 switches all of this off and costs nothing.
     share: of the budget's 1/σ², for the moments of the private images' edges.
     dim: most edge features whose moments are matched, the strongest principal axes of the synthetic images' energies.
-    images: synthetic images that tell those axes and what moments the synthetic images have.
+    images: synthetic images that tell those axes and their own moments; more are drawn where that is
+        less than `PER_FEATURE` for each feature of each class.
     rate: L2 length of an image's first step, in [0, 1] pixels; the last ones are shorter. momentum: in [0, 1).
     moments: how the private moments are taken, with one component.
     """
@@ -66,6 +68,11 @@ class Transport:
     def __init__(self, num_classes: int, settings: TransportSettings) -> None:
         self.num_classes, self.settings = num_classes, settings
         self.mean = self.axes = self.sources = self.covariances = self.targets = self.maps = torch.zeros(0)
+
+    @property
+    def images_needed(self) -> int:
+        """How many synthetic images `fit` wants to see."""
+        return max(self.settings.images, PER_FEATURE * self.settings.dim * self.num_classes)
 
     def mechanisms(self, allowance: Allowance) -> list[Mechanism]:
         """What `fit` will charge."""

@@ -83,6 +83,11 @@ def test_moving_works_where_gradients_are_off_and_leaves_none():
     assert not moved.requires_grad
 
 
+def test_many_classes_and_features_need_more_images():
+    assert Transport(2, replace(TINY, images=10)).images_needed == 20 * 6 * 2
+    assert Transport(2, TINY).images_needed == 300
+
+
 def test_no_step_moves_nothing():
     transport, _ = fitted(replace(TINY, steps=0))
     images, labels = bars(10, 0.3)
