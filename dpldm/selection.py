@@ -18,6 +18,8 @@ from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_r
 STAGE = "selection"
 
 View = Callable[[Tensor], Tensor]
+Judge = Callable[[Tensor], Tensor]
+Draw = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -120,23 +122,31 @@ class Selector:
         self.mean, self.axes, self.weights = state["mean"], state["axes"], state["weights"]
 
 
-def choose(logits: Tensor, labels: Tensor) -> Tensor:
-    """For every wanted label (B,) the index (B,) of the candidate to release.
+def drawn_again(draw: Draw, judge: Judge, labels: Tensor, candidates: int) -> Tensor:
+    """For every label (B,) the first of its ``candidates`` in which the judge sees it, as (B, C, H, W);
+    where it sees it in none, the most probable.
 
     Args:
-        logits: (rounds · B, classes); candidate i + k · B was drawn in round k for label i.
-        labels: (B,).
+        draw: (rows (M,) of ``labels``, round 0, 1, …) → one image for each of them, (M, C, H, W).
+        judge: images → how strongly they look like each class, (M, classes).
 
-    Returns:
-        The first candidate of each label in which the classifier sees it, as if drawn again until it does; where it
-        sees it in none, the most probable one.
-
-    >>> choose(torch.tensor([[1.0, 2.0], [0.0, 1.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])).tolist()
-    [2, 1]
+    Only what was refused is drawn again.
     """
-    rounds = logits.unflatten(0, (-1, len(labels)))
-    places = torch.arange(len(labels))
-    seen = rounds.argmax(2) == labels
-    probability = rounds.softmax(2)[:, places, labels]
-    best = torch.where(seen.any(0), seen.int().argmax(0), probability.argmax(0))
-    return best * len(labels) + places
+    everyone = torch.arange(len(labels))
+    kept = draw(everyone, 0)
+    seen, probability = _seen(judge(kept), labels)
+    for turn in range(1, candidates):
+        refused = everyone[~seen]
+        if not len(refused):
+            break
+        images = draw(refused, turn)
+        now, likely = _seen(judge(images), labels[refused])
+        better = now | (likely > probability[refused])
+        rows = refused[better]
+        kept[rows], seen[rows], probability[rows] = images[better], now[better], likely[better]
+    return kept
+
+
+def _seen(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each label (B,) is the strongest of its logits (B, classes), and its probability."""
+    return logits.argmax(1) == labels, logits.softmax(1).gather(1, labels[:, None])[:, 0]

@@ -300,11 +300,19 @@ class LatentDiffusion:
                 images = self.transport.move(images, part)
             yield finish(images, self.settings.last, torch.Generator().manual_seed(FINISHING_SEED + index))
 
+    @torch.no_grad()
     def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
-        images = self._decoded(labels.repeat(self.settings.selection.candidates), seed, sampling)
-        if self.settings.selects:
-            images = images[selection.choose(self.selector.logits(images), labels)]
-        return images
+        """Finished images for a batch of labels, drawn again where the private classifier does not see them."""
+        if not self.settings.selects:
+            return self._decoded(labels, seed, sampling)
+        candidates = self.settings.selection.candidates
+        starts, random = self._start(candidates * len(labels), seed)
+
+        def draw(rows: Tensor, turn: int) -> Tensor:
+            *_, latents = self._walk(labels[rows], starts[turn * len(labels) + rows], random, sampling)
+            return self._finished(self.compressor.decode(latents.cpu()))
+
+        return selection.drawn_again(draw, self.selector.logits, labels, candidates)
 
     def _batches(
         self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None
@@ -321,15 +329,24 @@ class LatentDiffusion:
     def _finished(self, images: Tensor) -> Tensor:
         return finish(images, self.settings.finish, torch.Generator())
 
-    @torch.no_grad()
     def sample_latents(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
         """The latents (B, dim) of one batch after every sampling step."""
+        start, random = self._start(len(labels), seed)
+        yield from self._walk(labels, start, random, sampling)
+
+    def _start(self, count: int, seed: int) -> tuple[Tensor, torch.Generator]:
+        """Where sampling starts, standard normal (count, dim), and the generator of what is drawn after that."""
+        random = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(count, self.compressor.dim, generator=random, device=self.device), random
+
+    @torch.no_grad()
+    def _walk(
+        self, labels: Tensor, start: Tensor, random: torch.Generator, sampling: SamplingSettings | None
+    ) -> Iterator[Tensor]:
         assert self.mixture is not None
         assert self.network is not None, "fit or restore first"
         sampling = sampling or self.settings.sampling
         base, network, labels = self.mixture.to(self.device), self.network.to(self.device), labels.to(self.device)
-        random = torch.Generator(self.device).manual_seed(seed)
-        noise = torch.randn(len(labels), base.dim, generator=random, device=self.device)
         sigmas = self.settings.levels.schedule(sampling.steps).to(self.device)
 
         def denoiser(classes: Tensor) -> diffusion.Denoise:
@@ -337,7 +354,7 @@ class LatentDiffusion:
 
         any_class = torch.full_like(labels, self.num_classes)
         denoise = diffusion.guided(denoiser(labels), denoiser(any_class), sampling.guidance)
-        yield from diffusion.SAMPLERS[sampling.sampler](denoise, noise, sigmas, random)
+        yield from diffusion.SAMPLERS[sampling.sampler](denoise, start, sigmas, random)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 

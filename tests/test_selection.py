@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
-from dpldm.selection import SelectionSettings, Selector, choose
+from dpldm.selection import SelectionSettings, Selector, drawn_again
 
 TINY = SelectionSettings(images=200, dim=40, steps=12, learning_rate=20.0)
 ALLOWANCE = Allowance(gaussian_noise_multiplier(5.0, 1e-5), 1e-5)
@@ -105,7 +105,23 @@ def test_seed_decides_the_noise():
     assert not torch.allclose(first, other)
 
 
-def test_the_first_candidate_that_is_seen_as_its_label_is_chosen_else_the_likeliest():
+def released(rounds, labels, candidates=3):
+    """Which candidate (round, place) is released for each label, and what was drawn; logits (rounds, B, classes)."""
+    asked = []
+
+    def draw(rows, turn):
+        asked.append((turn, rows.tolist()))
+        images = torch.stack([torch.full((len(rows),), float(turn)), rows.float()], 1)
+        return images.view(-1, 2, 1, 1)
+
+    def judge(images):
+        return torch.stack([rounds[int(turn), int(row)] for turn, row in images[:, :, 0, 0]])
+
+    chosen = drawn_again(draw, judge, torch.tensor(labels), candidates)
+    return [tuple(map(int, image)) for image in chosen[:, :, 0, 0]], asked
+
+
+def test_the_first_candidate_that_is_seen_as_its_label_is_released_else_the_likeliest():
     rounds = torch.tensor(
         [
             [[3.0, 0, 0], [0, 2, 1], [2, 0, 1]],
@@ -113,11 +129,11 @@ def test_the_first_candidate_that_is_seen_as_its_label_is_chosen_else_the_likeli
             [[0.0, 9, 0], [9, 0, 0], [0, 0, 9]],
         ]
     )
-    chosen = choose(rounds.flatten(0, 1), torch.tensor([0, 0, 2]))
-    assert chosen.tolist() == [0, 3 + 1, 3 + 2]
-    never = choose(rounds.flatten(0, 1)[:6], torch.tensor([1, 2, 1]))
-    assert never.tolist() == [0, 1, 3 + 2]
-    assert choose(rounds[0], torch.tensor([2, 2, 2])).tolist() == [0, 1, 2]  # one round leaves no choice
+    chosen, asked = released(rounds, [0, 0, 2])
+    assert chosen == [(0, 0), (1, 1), (1, 2)]
+    assert asked == [(0, [0, 1, 2]), (1, [1, 2])]  # nothing is drawn in vain
+    assert released(rounds[:2], [1, 2, 1], 2)[0] == [(0, 0), (0, 1), (1, 2)]  # none is ever seen
+    assert released(rounds, [2, 2, 2], 1)[0] == [(0, 0), (0, 1), (0, 2)]  # one round leaves no choice
 
 
 @pytest.mark.parametrize("change", [{"candidates": 0}, {"share": 1.0}, {"steps": 0}, {"momentum": 1.0}, {"images": 0}])
