@@ -1,7 +1,6 @@
 """Oriented edge energies: fixed features of images, the same for every data set, so no private image decides them."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,7 @@ ORIENTATIONS = 8
 STRIDES = (2, 1, 1)  # of the filters, at three scales: the image, half of its size, a quarter
 BATCH = 250  # images at a time, so that what is computed of them stays in a cache
 SMALLEST = 1e-6  # added to a squared energy, whose root has no gradient at 0
-
-Features = Callable[[Tensor], Tensor]
+LEAST = GRID**2 * (1 + ORIENTATIONS * len(STRIDES))  # features of an image of one channel
 
 
 def _oriented_filters(size: int = 5, wavelength: float = 3.0, spread: float = 1.2) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpldm import mixture
-from dpldm.energies import BATCH, whitened, whitening
+from dpldm.energies import BATCH, LEAST, whitened, whitening
 from dpldm.mixture import MixtureSettings
 from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData
 
@@ -43,9 +43,10 @@ class TransportSettings:
     moments: MixtureSettings = field(default_factory=lambda: MixtureSettings(1, 1, moment_share=0.6))
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.dim < 1 or self.images < 1:
+        if self.steps < 0 or not 1 <= self.dim <= LEAST or self.images < 1:
             raise ValueError(
-                f"expected steps >= 0, dim >= 1 and images >= 1, got {self.steps}, {self.dim} and {self.images}"
+                f"expected steps >= 0, dim of 1 to {LEAST} and images >= 1, got {self.steps}, {self.dim} and "
+                f"{self.images}: use for example 6, 100 and 20,000"
             )
         if not (0 < self.share < 1 and self.rate > 0 and 0 <= self.momentum < 1):
             raise ValueError(

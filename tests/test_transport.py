@@ -104,7 +104,7 @@ def test_state_goes_there_and_back():
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": -1}, {"dim": 0}, {"images": 0}, {"share": 1.0}, {"rate": 0.0}, {"momentum": 1.0},
+    [{"steps": -1}, {"dim": 0}, {"dim": 1226}, {"images": 0}, {"share": 1.0}, {"rate": 0.0}, {"momentum": 1.0},
      {"moments": MixtureSettings(2, 2)}],
 )  # fmt: skip
 def test_settings_refuse_nonsense(change):
