@@ -247,8 +247,13 @@ after = synthesizer.transport.move(before, shown) if moves else before
 finished = finish(after, settings.last, torch.Generator().manual_seed(seed))
 glue("edge-features", edges, display=False)
 
-# %% mystnb={"figure": {"caption": "Three of each class: selected, with their edges moved, and as they are released.", "name": "fig-finished"}, "image": {"alt": "Three rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom those that are released."}}
-plots.image_rows({"selected": before, "moved": after, "released": finished}, "Edges moved", "step", "classes in order")
+# %% mystnb={"figure": {"caption": "One of each class: selected, with its edges moved, and as it is released.", "name": "fig-finished"}, "image": {"alt": "Three rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom those that are released."}}
+plots.image_rows(
+    {name: some[: len(classes)] for name, some in (("selected", before), ("moved", after), ("released", finished))},
+    "Edges moved",
+    "step",
+    "classes in order",
+)
 
 
 # %%
