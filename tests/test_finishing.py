@@ -101,7 +101,11 @@ def test_refuses_what_makes_no_sense(changed):
 def test_your_own_images_are_not_finished():
     """What is known about pen strokes and garments is not assumed of anyone's images."""
     for profile in ("quick", "paper"):
-        assert methods.settings_for(profile, "mnist", 1.0).finish.bend > 0
-        assert methods.settings_for(profile, "fashion_mnist", 1.0).finish.sharpen > 0
-        assert methods.settings_for(profile, "fashion_mnist", 1.0).finish.bend == 0
-        assert methods.settings_for(profile, "own-photographs", 1.0).finish == FinishSettings()
+        digits, garments, own = (
+            methods.settings_for(profile, name, 1.0) for name in ("mnist", "fashion_mnist", "own-photographs")
+        )
+        assert digits.finish.contrast > 0
+        assert digits.last.bend > 0
+        assert garments.finish.sharpen > 0
+        assert garments.last.bend == 0
+        assert own.finish == own.last == FinishSettings()
