@@ -5,23 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from stripes import stripes
 
 from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
 from dpldm.selection import SelectionSettings, Selector, drawn_again
 
 TINY = SelectionSettings(images=200, dim=40, steps=12, learning_rate=20.0)
 ALLOWANCE = Allowance(gaussian_noise_multiplier(5.0, 1e-5), 1e-5)
-
-
-def stripes(n, side=12, seed=0):
-    """Class 0: lines from left to right; class 1: from top to bottom; random places and strengths."""
-    random = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % 2
-    images = torch.zeros(n, 1, side, side)
-    places = torch.randint(2, side - 2, (n,), generator=random)
-    for i, (label, place) in enumerate(zip(labels.tolist(), places.tolist(), strict=True)):
-        (images[i, 0, place] if label == 0 else images[i, 0, :, place]).fill_(1.0)
-    return (images + 0.1 * torch.rand(images.shape, generator=random)).clamp(0, 1), labels
 
 
 def fitted(images, labels, settings=TINY, allowance=ALLOWANCE, seed=0, view=lambda images: images):
