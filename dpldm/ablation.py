@@ -163,8 +163,10 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _digest(*facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def _digests(seed: int, sums: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a row has to carry to be one of these settings, of this seed and of these data."""
+    texts = {name: json.dumps([SCHEMA, seed, sums, chosen], sort_keys=True) for name, chosen in settings.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def run(
     results.check_writable(folder)
     path, sums = folder / file_name(dataset, epsilon, profile, seed), data.load(dataset, "train", folders.data).sha256
     settings = {name: _settings(variation) for name, variation in wanted.items()}
-    digests = {name: _digest(SCHEMA, seed, sums, settings[name]) for name in wanted}
+    digests = _digests(seed, sums, settings)
     known = read(path)["rows"] if path.exists() else {}
     rows = {name: row for name, row in known.items() if row["digest"] == digests.get(name)}
     place = (SCHEMA, NOTE, dataset, epsilon, profile, seed, sums, settings[DEFAULT], rows)
@@ -268,6 +270,16 @@ def read(path: Path) -> dict[str, Any]:
 def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All files of a folder; none where it is missing."""
     return [read(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def of_today(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A file of `run` without the rows that were measured with other settings than those of today; without any row if
+    the default is among them, as there is nothing to compare the others with."""
+    wanted = variations(made["dataset"], made["epsilon"], made["profile"], made["seed"])
+    settings = {name: _settings(variation) for name, variation in wanted.items()}
+    digests = _digests(made["seed"], made["data_sha256"], settings)
+    rows = {name: row for name, row in made["rows"].items() if row["digest"] == digests.get(name)}
+    return {**made, "rows": rows if DEFAULT in rows else {}}
 
 
 def table(files: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

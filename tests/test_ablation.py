@@ -175,6 +175,17 @@ def test_rows_of_other_settings_are_measured_again(tmp_path, monkeypatch):
     assert made["settings"]["synthesis.compression_share"] == 0.12
 
 
+def test_a_page_shows_no_row_of_other_settings(tmp_path, monkeypatch):
+    made, _ = measured(tmp_path, "default", "no-floor", "real")
+    assert ablation.of_today(made) == made
+    old = made["rows"]["no-floor"] | {"digest": "of another day"}
+    assert list(ablation.of_today(made | {"rows": made["rows"] | {"no-floor": old}})["rows"]) == ["default", "real"]
+    settings_for = methods.settings_for
+    changed = replace(methods.METHODS["dpldm"], choose=lambda *a: replace(settings_for(*a), compression_share=0.12))
+    monkeypatch.setitem(methods.METHODS, "dpldm", changed)
+    assert ablation.of_today(made)["rows"] == {}  # the real images are as they were, but compared with nothing
+
+
 def test_a_row_names_what_differs(tmp_path):
     made, _ = measured(tmp_path, "no-floor", "real")
     assert made["rows"]["no-floor"]["differs"] == {
