@@ -11,7 +11,6 @@ from dpldm.evaluation import EVALUATION, EvaluationSettings
 from dpldm.finishing import FinishSettings
 from dpldm.privacy import PrivateData
 from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
-from dpldm.training import FitSettings
 
 
 class Synthesizer(Protocol):
@@ -75,13 +74,23 @@ def settings_for(profile: str, dataset: str, epsilon: float | None) -> Synthesis
     """The synthesizer's settings in a profile. ``epsilon`` None: without privacy, or with the noise given instead."""
     if profile == "smoke":
         return smoke(SynthesisSettings())
-    if profile == "paper":
-        fit = FitSettings(steps=2_000, batch=4_096, physical_batch=4_096, ema_decay=0.995)
-        sampling = SamplingSettings(steps=32)
-        chosen = SynthesisSettings(width=512, depth=3, draws=16, fit=fit, sampling=sampling)
-    else:
-        chosen = SynthesisSettings()
-    return _fit_for(chosen, dataset, epsilon)
+    chosen = _fit_for(SynthesisSettings(), dataset, epsilon)
+    return _refined(chosen, dataset, epsilon) if profile == "paper" else chosen
+
+
+def _refined(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> SynthesisSettings:
+    """What `paper` does in another way than `quick`: what the ablation of `quick` and the held-out images speak for.
+
+    Contrast after the edges were moved lowers the Fréchet distance, of garments most, and costs the CNN little or
+    nothing. Garments gain where DP-SGD gets half of what the mixture had. Chosen on the last 10,000 training images,
+    seed 1, beside the ablation's seed 0. More steps and a larger network are not in it: none was seen to help.
+    """
+    if dataset == "mnist":
+        return replace(chosen, last=replace(chosen.last, contrast=14.0))
+    if dataset == "fashion_mnist":
+        share = chosen.mixture_share if epsilon is not None and epsilon < 0.45 else chosen.mixture_share / 2
+        return replace(chosen, mixture_share=share, last=FinishSettings(contrast=8.0))
+    return chosen
 
 
 def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> SynthesisSettings:

@@ -400,11 +400,14 @@ def test_bad_settings_are_refused(change: dict) -> None:
         replace(TINY, **change)
 
 
-def test_profiles_are_there_and_the_paper_one_is_the_published_protocol() -> None:
+def test_profiles_are_there_and_the_paper_one_does_more_in_full_precision() -> None:
     assert set(EVALUATION) == {"smoke", "quick", "paper"}
-    paper = EVALUATION["paper"]
-    assert (paper.cnn_epochs, paper.batch_size, paper.learning_rate, paper.one_cycle) == (50, 128, 3e-4, False)
-    assert min(EVALUATION[name].classifier_seeds for name in ("quick", "paper")) >= 3
+    quick, paper = EVALUATION["quick"], EVALUATION["paper"]
+    for kind in evaluation.CLASSIFIERS:
+        assert paper.epochs(kind) > quick.epochs(kind)
+    assert paper.n_feature_images > quick.n_feature_images
+    assert not paper.bfloat16
+    assert min(quick.classifier_seeds, paper.classifier_seeds) >= 3
 
 
 # --- feature networks -------------------------------------------------------------------------------------------------
