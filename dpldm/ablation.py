@@ -101,7 +101,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         bent = ("no-bend", "strokes not bent", replace(base.last, bend=0.0))
     else:
         bent = ("bend", "images bent by a pixel", replace(base.last, bend=1.0))
-    if base.finish.contrast > 0:
+    if max(base.finish.contrast, base.last.contrast) > 0:
         grey = replace(base, finish=replace(base.finish, contrast=0.0), last=replace(base.last, contrast=0.0))
         inked = ("no-contrast", "no contrast added", grey)
     else:

@@ -57,13 +57,14 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     selection = "no-selection" if base.selects else "selection"
     transport = "no-transport" if base.moves else "transport"
     bent = "no-bend" if base.last.bend else "bend"
-    inked = "no-contrast" if base.finish.contrast else "contrast"
+    contrasts = {name for name in ("finish", "last") if getattr(base, name).contrast}
+    inked = "no-contrast" if contrasts else "contrast"
     sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
     stage_1 = {"compression", "compression_share"}
     assert changed == {
         "default": set(), components: {"mixture"}, selection: {"selection", "mixture_share"},
         transport: {"transport", "mixture_share"}, bent: {"last"},
-        inked: {"finish", "last"} if base.last.contrast else {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
+        inked: contrasts or {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
         "refined-decoder": stage_1, "autoencoder": stage_1, "public-autoencoder": {"compression"},
     }  # fmt: skip
