@@ -116,7 +116,7 @@ class EvaluationSettings:
         return {"cnn": self.cnn_epochs, "mlp": self.mlp_epochs, "logreg": self.logreg_epochs}[kind]
 
 
-# DPDM's published script takes 50 epochs at a constant 3e-4, best epoch on synthetic validation; one cycle needs fewer
+# DPDM's published script takes 50 epochs at a constant 3e-4, best epoch on synthetic validation; ours take fewer
 EVALUATION = {
     "smoke": EvaluationSettings(
         classifier_seeds=2,
