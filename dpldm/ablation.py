@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,20 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         sharp = ("no-sharpening", "edges not sharpened", replace(base.finish, sharpen=0.0))
     else:
         sharp = ("sharpening", "edges sharpened", replace(base.finish, sharpen=0.4))
+    if stage_1.kind == "refined-pca":
+        linear = replace(base, compression=replace(stage_1, kind="pca"))
+        decoder = ("linear-decoder", "decoder not refined", linear)
+    else:
+        decoder = ("refined-decoder", "decoder refined by DP-SGD", with_stage_1("refined-pca", 0.5))
+    if base.last.contrast > 0 and base.last.contrast_share < 1:
+        lit = ("contrast-of-all", "contrast in all images", replace(base.last, contrast_share=1.0))
+    else:
+        contrast = base.last.contrast or 12.0
+        lit = (
+            "contrast-of-half",
+            "contrast in half of the images",
+            replace(base.last, contrast=contrast, contrast_share=0.5),
+        )
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
@@ -118,11 +132,12 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         (*bent[:2], replace(base, last=bent[2])),
         (*sharp[:2], replace(base, finish=sharp[2])),
         inked,
+        (*lit[:2], replace(base, last=lit[2])),
         ("no-floor", "no floor under decoded pixels", with_pca(replace(pca, floor=0.0))),
         ("half-dimensions", f"at most {pca.dim // 2} latent dimensions", with_pca(replace(pca, dim=pca.dim // 2))),
         ("all-frequencies", "all cosine frequencies kept", with_pca(replace(pca, frequencies=28))),
         ("more-gradients", "more budget for DP-SGD", replace(base, mixture_share=base.mixture_share / 2)),
-        ("refined-decoder", "decoder refined by DP-SGD", with_stage_1("refined-pca", 0.5)),
+        decoder,
         ("autoencoder", "autoencoder by DP-SGD", with_stage_1("autoencoder", 0.5)),
         ("public-autoencoder", "autoencoder on public shapes", with_stage_1("public-autoencoder", 0.0)),
     ]
@@ -152,7 +167,7 @@ def _settings(variation: Variation) -> dict[str, Any]:
         "held_out": SHARE,
         "classifiers": CLASSIFIERS,
     }
-    nested = {"evaluation": asdict(asked.evaluation), "synthesis": asdict(asked.settings)}
+    nested = {"evaluation": experiment.to_json(asked.evaluation), "synthesis": experiment.to_json(asked.settings)}
     return _flat(json.loads(json.dumps(facts | {"reconstructs": variation.reconstructs} | nested)))
 
 

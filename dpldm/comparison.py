@@ -7,7 +7,7 @@ hold whichever way these fall; where a record is missing, nothing is said.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dpldm import ablation, data, plots, results
-from dpldm.experiment import Experiment
+from dpldm.experiment import Experiment, to_json
 from dpldm.methods import METHODS, PROFILES
 from dpldm.synthesis import LatentDiffusion
 
@@ -107,8 +107,8 @@ def _made_today(record: Mapping[str, Any]) -> bool:
     assert now.settings is not None
     assert now.evaluation is not None
     wanted = {
-        "synthesis": asdict(now.settings),
-        "evaluation": asdict(now.evaluation),
+        "synthesis": to_json(now.settings),
+        "evaluation": to_json(now.evaluation),
         "n_synthetic": now.n_synthetic,
         "limit": PROFILES[profile].limit,
         "secure_mode": False,

@@ -184,7 +184,7 @@ def fit_seed(experiment: Experiment, sha256: Mapping[str, str]) -> int:
     checksums of its images. Two runs that differ in anything then share no noise, which their difference would cancel.
     """
     assert experiment.settings is not None
-    facts = [experiment.method, asdict(experiment.settings), experiment.spec and asdict(experiment.spec), sha256]
+    facts = [experiment.method, to_json(experiment.settings), experiment.spec and asdict(experiment.spec), sha256]
     return derived_seed(experiment.seed, f"fit {json.dumps(facts, sort_keys=True)}")
 
 
@@ -307,8 +307,8 @@ def _description(
         "seed": experiment.seed,
         "public_data": getattr(getattr(synthesizer, "compressor", None), "public_data", None),
         "settings": {
-            "synthesis": asdict(experiment.settings),
-            "evaluation": None if test is None else asdict(experiment.evaluation),
+            "synthesis": to_json(experiment.settings),
+            "evaluation": None if test is None else to_json(experiment.evaluation),
             "n_synthetic": experiment.n_synthetic,
             "limit": PROFILES[experiment.profile].limit,
             "secure_mode": experiment.secure_mode,
@@ -667,7 +667,7 @@ def save_synthesizer(path: Path, saved: SavedSynthesizer, shape: tuple[int, int,
         "method": saved.method,
         "image_shape": list(shape),
         "class_names": list(saved.class_names),
-        "settings": asdict(saved.settings),
+        "settings": to_json(saved.settings),
         "privacy": saved.privacy,
         "seed": saved.seed,
     }
@@ -742,8 +742,22 @@ def write_samples(path: Path, images: Tensor, labels: Tensor, saved: SavedSynthe
 Settings = TypeVar("Settings")
 
 
+def to_json(settings: Any) -> dict[str, Any]:
+    """A frozen dataclass, and those in it, as a dictionary for records and digests.
+
+    A field with ``later`` in its metadata is left out where it has its default, which has to be what was done before
+    the field was there: so what was made then keeps its digest, its name and its seed.
+    """
+    kept = {}
+    for described in fields(settings):
+        value = getattr(settings, described.name)
+        if "later" not in described.metadata or value != described.default:
+            kept[described.name] = to_json(value) if is_dataclass(value) else value
+    return kept
+
+
 def from_json(kind: type[Settings], value: Any, where: str = "settings") -> Settings:
-    """A frozen dataclass, and those in it, back from what `dataclasses.asdict` made of it.
+    """A frozen dataclass, and those in it, back from what `to_json` made of it.
 
     >>> from_json(SamplingSettings, {"sampler": "churn", "steps": 8, "guidance": 1.0, "batch": 100}).sampler
     'churn'
@@ -763,10 +777,12 @@ def from_json(kind: type[Settings], value: Any, where: str = "settings") -> Sett
         if key not in names:
             raise ExperimentError(f"{where}: unknown key {key!r}, expected {', '.join(names)}")
     hints = typing.get_type_hints(kind)
-    for name in names:
-        if name not in value:
-            raise ExperimentError(f"{where}: expected a value for {name}, got none (made by another version?)")
-    read = {name: _typed(hints[name], value[name], f"{where}.{name}") for name in names}
+    for described in fields(kind):
+        if described.name not in value and "later" not in described.metadata:
+            raise ExperimentError(
+                f"{where}: expected a value for {described.name}, got none (made by another version?)"
+            )
+    read = {name: _typed(hints[name], given, f"{where}.{name}") for name, given in value.items()}
     return typing.cast(Settings, kind(**read))
 
 

@@ -6,7 +6,7 @@ Gaussians span.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,14 @@ class FinishSettings:
     sharpen: how many times, >= 0, the differences of a pixel to its four neighbours are added to it (unsharp masking).
     contrast: steepness >= 0 of a logistic curve through which every pixel goes; 0 for none, 15 is nearly ink or paper.
     middle: the grey, in (0, 1), that the curve pulls apart.
+    contrast_share: share of the images, in (0, 1], that get the contrast; which ones is random where it is below 1.
     """
 
     bend: float = 0.0
     sharpen: float = 0.0
     contrast: float = 0.0
     middle: float = 0.4
+    contrast_share: float = field(default=1.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not (self.bend >= 0 and self.sharpen >= 0 and self.contrast >= 0 and 0 < self.middle < 1):
@@ -36,6 +38,12 @@ class FinishSettings:
                 "expected bend, sharpen and contrast >= 0 and 0 < middle < 1, got "
                 f"{self.bend}, {self.sharpen}, {self.contrast} and {self.middle}: use for example 1, 1, 10 and 0.4"
             )
+        if not 0 < self.contrast_share <= 1:
+            raise ValueError(f"expected contrast_share in (0, 1], got {self.contrast_share}: 1 is every image")
+
+    @property
+    def is_random(self) -> bool:
+        return self.bend > 0 or (self.contrast > 0 and self.contrast_share < 1)
 
 
 def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) -> Tensor:
@@ -45,7 +53,11 @@ def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) ->
     if settings.sharpen > 0:
         images = sharpen(images, settings.sharpen)
     if settings.contrast > 0:
-        images = raise_contrast(images, settings.contrast, settings.middle)
+        raised = raise_contrast(images, settings.contrast, settings.middle)
+        if settings.contrast_share == 1:
+            return raised
+        chosen = torch.rand(len(images), 1, 1, 1, generator=random) < settings.contrast_share
+        images = torch.where(chosen, raised, images)
     return images
 
 

@@ -95,8 +95,8 @@ class SynthesisSettings:
                 f"DP-SGD, got {self.compression_share}, {self.mixture_share}, {self.selection_share} and "
                 f"{self.transport_share}: lower one"
             )
-        if self.finish.bend > 0:
-            raise ValueError(f"expected finish without bend, got {self.finish.bend}: bend images in `last`")
+        if self.finish.is_random:
+            raise ValueError(f"expected finish without chance, got {self.finish}: bend images, or some, in `last`")
 
     @property
     def selects(self) -> bool:

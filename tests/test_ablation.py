@@ -60,13 +60,16 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     contrasts = {name for name in ("finish", "last") if getattr(base, name).contrast}
     inked = "no-contrast" if contrasts else "contrast"
     sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
+    lit = "contrast-of-half" if base.last.contrast_share == 1 else "contrast-of-all"
     stage_1 = {"compression", "compression_share"}
+    refined = base.compression.kind == "refined-pca"
+    decoder = {"linear-decoder": {"compression"}} if refined else {"refined-decoder": stage_1}
     assert changed == {
         "default": set(), components: {"mixture"}, selection: {"selection", "mixture_share"},
         transport: {"transport", "mixture_share"}, bent: {"last"},
         inked: contrasts or {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
-        "refined-decoder": stage_1, "autoencoder": stage_1, "public-autoencoder": {"compression"},
+        lit: {"last"}, **decoder, "autoencoder": stage_1, "public-autoencoder": {"compression"},
     }  # fmt: skip
     assert {name: found[name].experiment.epsilon for name in ablation.YARDSTICKS} == {
         "non-private": None, "reconstructed": epsilon, "real": None,

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from dpldm import baselines, cli, experiment, methods, privacy, results, sweep
 from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
 from dpldm.cli import main
-from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run
+from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run, to_json
 from dpldm.methods import METHODS
 from dpldm.privacy import Ledger, PrivacySpec, PrivateData
 
@@ -125,7 +125,7 @@ def test_every_saved_method_draws_the_images_of_its_run(made: tuple) -> None:
     described, folders, record = made
     saved = experiment.load_synthesizer(model_of(folders, record))
     assert (saved.method, saved.privacy) == (described.method, record["privacy"])
-    assert asdict(saved.settings) == record["settings"]["synthesis"]
+    assert to_json(saved.settings) == record["settings"]["synthesis"]
     images = experiment.sample(saved, experiment.balanced_labels(150, CLASSES), saved.seed)
     kept, _, said = results.load_images(model_of(folders, record).with_name("synthetic.npz"))
     assert torch.equal((images * 255).round(), (kept * 255).round())
@@ -162,7 +162,7 @@ def test_every_interrupted_method_ends_as_one_that_was_not(made: tuple, tmp_path
 def test_settings_of_every_method_go_to_json_and_back(name: str, profile: str) -> None:
     for dataset, epsilon in (("mnist", 10.0), ("fashion_mnist", 0.2), ("own", None)):
         settings = METHODS[name].choose(profile, dataset, epsilon)
-        assert from_json(METHODS[name].settings, json.loads(json.dumps(asdict(settings)))) == settings
+        assert from_json(METHODS[name].settings, json.loads(json.dumps(to_json(settings)))) == settings
         hash(settings)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from dpldm import ablation, book, cli, comparison, plots, results
-from dpldm.experiment import Experiment
+from dpldm.experiment import Experiment, to_json
 from dpldm.methods import METHODS
 
 PUBLISHED = book.ROOT / "book" / "published.csv"
@@ -20,7 +19,7 @@ def record(method="dpldm", epsilon=10.0, cnn=(0.95, 0.96), fid=20.0, seed=0, pro
     """A record whose settings are those that the method has today, unless ``settings`` says otherwise."""
     now = Experiment("mnist", epsilon, method=method, profile=profile).resolved()
     settings = {
-        "synthesis": asdict(now.settings), "evaluation": asdict(now.evaluation), "n_synthetic": now.n_synthetic,
+        "synthesis": to_json(now.settings), "evaluation": to_json(now.evaluation), "n_synthetic": now.n_synthetic,
         "limit": None, "secure_mode": False,
     }  # fmt: skip
     private = epsilon is not None

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpldm import evaluation, experiment, methods, privacy, results
-from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run
+from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run, to_json
+from dpldm.finishing import FinishSettings
 from dpldm.privacy import PrivacyError, PrivateData
 from dpldm.results import RecordError
 from dpldm.synthesis import SamplingSettings, SynthesisSettings
@@ -390,7 +391,7 @@ def test_a_saved_synthesizer_draws_the_images_of_its_run(made: Made) -> None:
     assert torch.equal((images * 255).round(), (made.images() * 255).round())
     assert saved.privacy == made.record["privacy"]
     assert saved.class_names == ("0", "1", "2")
-    assert asdict(saved.settings) == made.record["settings"]["synthesis"]
+    assert to_json(saved.settings) == made.record["settings"]["synthesis"]
 
 
 def test_damaged_and_foreign_models_are_refused_in_a_line(made: Made, tmp_path: Path) -> None:
@@ -438,9 +439,21 @@ def test_models_hold_only_what_is_charged(made: Made) -> None:
 @pytest.mark.parametrize("profile", list(methods.PROFILES))
 def test_settings_go_to_json_and_back(profile: str) -> None:
     settings = methods.settings_for(profile, "mnist", 3.0)
-    assert from_json(SynthesisSettings, json.loads(json.dumps(asdict(settings)))) == settings
+    assert from_json(SynthesisSettings, json.loads(json.dumps(to_json(settings)))) == settings
     scoring = methods.PROFILES[profile].evaluation
-    assert from_json(evaluation.EvaluationSettings, json.loads(json.dumps(asdict(scoring)))) == scoring
+    assert from_json(evaluation.EvaluationSettings, json.loads(json.dumps(to_json(scoring)))) == scoring
+
+
+def test_a_setting_that_came_later_changes_nothing_that_was_made_before() -> None:
+    """At its default it is not written, so digests, names and seeds of earlier runs stand; else it is."""
+    before, after = FinishSettings(contrast=3.0), FinishSettings(contrast=3.0, contrast_share=0.5)
+    assert to_json(before) == {"bend": 0.0, "sharpen": 0.0, "contrast": 3.0, "middle": 0.4}
+    assert to_json(after) == to_json(before) | {"contrast_share": 0.5}
+    for settings in (before, after):
+        whole = SynthesisSettings(last=settings)
+        assert to_json(whole)["last"] == to_json(settings)
+        assert from_json(SynthesisSettings, json.loads(json.dumps(to_json(whole)))) == whole
+        assert from_json(FinishSettings, asdict(settings)) == settings  # read where it is written although needless
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -29,6 +29,23 @@ def test_contrast_is_the_logistic_curve_through_both_ends():
     assert found[3] > 0.8
 
 
+def test_contrast_of_a_share_leaves_the_other_images_as_they_are():
+    images = torch.rand(400, 1, 5, 5, generator=seeded())
+    settings = FinishSettings(contrast=8.0, contrast_share=0.25)
+    finished = finish(images, settings, seeded(1))
+    same = (finished == images).flatten(1).all(1)
+    assert 0.65 < same.float().mean() < 0.85  # 0.75 and 4.6 standard deviations
+    torch.testing.assert_close(finished[~same], raise_contrast(images[~same], 8.0, settings.middle))
+    assert torch.equal(finished, finish(images, settings, seeded(1)))
+    assert not torch.equal(finished, finish(images, settings, seeded(2)))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_of_no_or_more_than_all_images_is_refused(share: float):
+    with pytest.raises(ValueError, match="expected contrast_share in"):
+        FinishSettings(contrast=8.0, contrast_share=share)
+
+
 def test_contrast_makes_a_grey_blob_ink_or_paper():
     blurred = torch.linspace(0, 1, 101)
     grey = ((blurred > 0.2) & (blurred < 0.8)).sum()

@@ -278,9 +278,10 @@ def test_shares_must_leave_something_for_each_stage(change):
         SynthesisSettings(**change)
 
 
-def test_bending_is_refused_where_images_must_not_be_random():
-    with pytest.raises(ValueError, match="bend images in `last`"):
-        SynthesisSettings(finish=FinishSettings(bend=1.0))
+@pytest.mark.parametrize("random", [FinishSettings(bend=1.0), FinishSettings(contrast=8.0, contrast_share=0.5)])
+def test_chance_is_refused_where_images_must_not_be_random(random):
+    with pytest.raises(ValueError, match="expected finish without chance"):
+        SynthesisSettings(finish=random)
 
 
 @pytest.mark.parametrize("change", [{"sampler": "magic"}, {"steps": 1}, {"guidance": float("nan")}])
