@@ -89,7 +89,7 @@ def _for_paper(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -
     if dataset == "mnist":
         return replace(chosen, last=replace(chosen.last, contrast=14.0))
     if dataset == "fashion_mnist":
-        contrast = 12.0 if epsilon is None or epsilon >= 3 else 16.0
+        contrast = 12.0 if epsilon is None or epsilon >= 3 else 20.0
         chosen = replace(chosen, last=FinishSettings(contrast=contrast, contrast_share=0.5))
         if epsilon is None or epsilon >= 0.45:
             chosen = replace(chosen, mixture_share=chosen.mixture_share / 2)
