@@ -111,19 +111,14 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     else:
         sharp = ("sharpening", "edges sharpened", replace(base.finish, sharpen=0.4))
     if stage_1.kind == "refined-pca":
-        linear = replace(base, compression=replace(stage_1, kind="pca"))
-        decoder = ("linear-decoder", "decoder not refined", linear)
+        decoder = ("linear-decoder", "decoder not refined", replace(base, compression=replace(stage_1, kind="pca")))
     else:
         decoder = ("refined-decoder", "decoder refined by DP-SGD", with_stage_1("refined-pca", 0.5))
-    if base.last.contrast > 0 and base.last.contrast_share < 1:
+    if base.last.contrast_share < 1:
         lit = ("contrast-of-all", "contrast in all images", replace(base.last, contrast_share=1.0))
     else:
-        contrast = base.last.contrast or 12.0
-        lit = (
-            "contrast-of-half",
-            "contrast in half of the images",
-            replace(base.last, contrast=contrast, contrast_share=0.5),
-        )
+        half = replace(base.last, contrast=base.last.contrast or 12.0, contrast_share=0.5)
+        lit = ("contrast-of-half", "contrast in half of the images", half)
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),

@@ -82,7 +82,7 @@ def _for_paper(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -
     """What `paper` does in another way than `quick`: what the ablation of `quick` and the held-out images speak for.
 
     Chosen on the last 10,000 training images, seed 1, digits with 20,000 synthetic ones, garments with 60,000 and this
-    profile's CNN. Contrast after the edges were moved lowers the Fréchet distance. On digits it costs the CNN nothing;
+    profile's CNN. Contrast after the edges were moved lowers the Fréchet distance. Digits lose next to nothing by it;
     on garments it costs more the longer the CNN is trained, and half of them with it and half without teach more than
     either. Garments gain where DP-SGD gets half of what the mixture had and the decoder is refined with a part of it.
     """
