@@ -117,8 +117,8 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     if base.last.contrast_share < 1:
         lit = ("contrast-of-all", "contrast in all images", replace(base.last, contrast_share=1.0))
     else:
-        half = replace(base.last, contrast=base.last.contrast or 12.0, contrast_share=0.5)
-        lit = ("contrast-of-half", "contrast in half of the images", half)
+        some = replace(base.last, contrast=base.last.contrast or 12.0, contrast_share=0.5)
+        lit = ("contrast-of-half", "contrast in half of the images", some)
     changed = [
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),

@@ -21,6 +21,7 @@ from dpldm.synthesis import LatentDiffusion
 
 OWN = LatentDiffusion.method
 NOTHING = "–"  # where there is no number
+TO_HALVE = ("dp-sinkhorn", "dp-merf", "class-gaussian")  # at most half of their Fréchet distance is aimed at
 _PLACE = ["dataset", "method", "public_data", "profile", "epsilon"]
 _TARGETS = ["dataset", "epsilon", "profile", "accuracy"]
 _PUBLISHED = ["dataset", "method", "epsilon", "score", "value", "public_data", "source"]
@@ -506,6 +507,64 @@ def aims_in_words(own: pd.DataFrame, targets: pd.DataFrame) -> list[str]:
         found.append(f"{plots.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
     number = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return [f"Of {len(targets)} targets: {number}.", *found] if len(targets) else []
+
+
+def distances_as_shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Fréchet distances of the methods in `TO_HALVE` and of ours on whole data sets, without public data; one column
+    for each data set and ε, largest ε first.
+
+    Args:
+        rows: from `measured`, of one or more data sets. The distance has all test images and does not depend on the
+            profile's classifiers, so runs of different profiles stand side by side.
+    """
+    found = _to_halve(rows)
+    names = found["title"] + ", " + found["profile"]
+    places = sorted(set(zip(found["dataset"], found["epsilon"], strict=True)), key=_by_data_set)
+    heads = [f"{plots.DATASETS.get(dataset, dataset)}, ε = {epsilon:g}" for dataset, epsilon in places]
+    values = found.assign(name=names).set_index(["name", "dataset", "epsilon"])["fid_classifier"]
+    shown = {
+        name: [_number(values[(name, *place)]) if (name, *place) in values.index else NOTHING for place in places]
+        for name in names.iloc[np.argsort(found["method"] == OWN, kind="stable")].drop_duplicates()
+    }
+    table = pd.DataFrame.from_dict(shown, orient="index", columns=heads)
+    return table.rename_axis("Fréchet distance").reset_index()
+
+
+def distances_in_words(rows: pd.DataFrame) -> list[str]:
+    """Whether our distance is at most half of that of every method in `TO_HALVE`: one sentence for each data set and
+    profile of ours, the least of the others beside it.
+
+    Args:
+        rows: from `measured`.
+    """
+    found = _to_halve(rows)
+    others, sentences = found[found["method"] != OWN], []
+    for (dataset, profile), mine in found[found["method"] == OWN].groupby(["dataset", "profile"]):
+        told = []
+        for _, run in mine.sort_values("epsilon", ascending=False).iterrows():
+            here = others[(others["dataset"] == dataset) & (others["epsilon"] == run["epsilon"])]
+            missing = [_title(name) for name in TO_HALVE if name not in set(here["method"])]
+            if here.empty:
+                continue
+            least = here.loc[here["fid_classifier"].idxmin()]
+            ours, theirs = DISTANCE.shown(run["fid_classifier"]), DISTANCE.shown(least["fid_classifier"])
+            verdict = "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
+            without = f" ({_listed(missing)} not measured)" if missing else ""
+            told.append(f"at ε = {run['epsilon']:g} {ours} against {theirs} of {least['title']}{without}: {verdict}")
+        if told:
+            sentences.append(f"{plots.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
+    return sentences
+
+
+def _to_halve(rows: pd.DataFrame) -> pd.DataFrame:
+    """Private runs of ours and of `TO_HALVE` on whole public data sets that have a distance, without public data."""
+    kept = rows["whole"].astype(bool) & rows["method"].isin([OWN, *TO_HALVE]) & (rows["public_data"] == "")
+    kept &= rows["dataset"].isin(data.DATASETS)
+    return rows[kept & np.isfinite(rows["epsilon"]) & rows["fid_classifier"].notna()]
+
+
+def _by_data_set(place: tuple[str, float]) -> tuple[int, float]:
+    return list(data.DATASETS).index(place[0]), -place[1]
 
 
 # --- what each ingredient buys ----------------------------------------------------------------------------------------

@@ -377,6 +377,29 @@ def test_a_target_is_met_or_missed(target, words, counts):
     assert comparison.aims_in_words(comparison.own_runs([]), aims()) == []
 
 
+def test_distances_that_should_be_halved():
+    """Against the least of the others at the same ε; with public data, on fewer images or without ε nothing counts."""
+    runs = [
+        record(fid=40.0), record(seed=1, fid=60.0), record(profile="paper", fid=70.0), record(epsilon=1.0, fid=150.0),
+        record("dp-merf", fid=100.0), record("class-gaussian", fid=120.0), record("dp-sinkhorn", fid=300.0),
+        record("dp-merf", epsilon=1.0, fid=140.0), record("gs-wgan", fid=10.0),
+        record("real", epsilon=None, fid=1.0), record(public_data="shapes", fid=2.0),
+        record("dp-sinkhorn", settings={"limit": 100}, profile="smoke", fid=3.0), record(epsilon=0.2, fid=250.0),
+    ]  # fmt: skip
+    table = comparison.distances_as_shown(measured(*runs)).set_index("Fréchet distance")
+    assert list(table) == ["MNIST, ε = 10", "MNIST, ε = 1", "MNIST, ε = 0.2"]
+    assert set(table.index[:3]) == {"DP-MERF, quick", "Class Gaussian, quick", "DP-Sinkhorn, quick"}
+    assert set(table.index[3:]) == {"Latent diffusion, quick", "Latent diffusion, paper"}
+    assert list(table.loc["Latent diffusion, quick"]) == ["50.0", "150.0", "250.0"]
+    assert list(table.loc["DP-MERF, quick"]) == ["100.0", "140.0", "–"]
+    assert sorted(comparison.distances_in_words(measured(*runs))) == [
+        "MNIST, paper: at ε = 10 70.0 against 100.0 of DP-MERF: less, not halved.",
+        "MNIST, quick: at ε = 10 50.0 against 100.0 of DP-MERF: halved; at ε = 1 150.0 against 140.0 of DP-MERF "
+        "(DP-Sinkhorn and Class Gaussian not measured): not less.",
+    ]
+    assert comparison.distances_in_words(measured(record())) == []
+
+
 # --- what each ingredient buys ----------------------------------------------------------------------------------------
 
 
