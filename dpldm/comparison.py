@@ -550,7 +550,7 @@ def distances_in_words(rows: pd.DataFrame) -> list[str]:
             ours, theirs = DISTANCE.shown(run["fid_classifier"]), DISTANCE.shown(least["fid_classifier"])
             verdict = "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
             without = f" ({_listed(missing)} not measured)" if missing else ""
-            told.append(f"at ε = {run['epsilon']:g} {ours} against {theirs} of {least['title']}{without}: {verdict}")
+            told.append(f"at ε = {run['epsilon']:g}, {ours} against {theirs} of {least['title']}{without}: {verdict}")
         if told:
             sentences.append(f"{plots.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
     return sentences

@@ -393,8 +393,8 @@ def test_distances_that_should_be_halved():
     assert list(table.loc["Latent diffusion, quick"]) == ["50.0", "150.0", "250.0"]
     assert list(table.loc["DP-MERF, quick"]) == ["100.0", "140.0", "–"]
     assert sorted(comparison.distances_in_words(measured(*runs))) == [
-        "MNIST, paper: at ε = 10 70.0 against 100.0 of DP-MERF: less, not halved.",
-        "MNIST, quick: at ε = 10 50.0 against 100.0 of DP-MERF: halved; at ε = 1 150.0 against 140.0 of DP-MERF "
+        "MNIST, paper: at ε = 10, 70.0 against 100.0 of DP-MERF: less, not halved.",
+        "MNIST, quick: at ε = 10, 50.0 against 100.0 of DP-MERF: halved; at ε = 1, 150.0 against 140.0 of DP-MERF "
         "(DP-Sinkhorn and Class Gaussian not measured): not less.",
     ]
     assert comparison.distances_in_words(measured(record())) == []
