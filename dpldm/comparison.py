@@ -460,9 +460,12 @@ def aims_as_shown(own: pd.DataFrame, published: pd.DataFrame, targets: pd.DataFr
             shown[f"ours, {profile}{f', public data: {used}' if used else ''}"] = [
                 _seeds_in_words(mine.loc[place]) if place in mine.index else NOTHING for place in places
             ]
-    heads = [f"{plots.DATASETS.get(dataset, dataset)}, ε = {epsilon:g}" for dataset, epsilon in places]
-    table = pd.DataFrame.from_dict(shown, orient="index", columns=heads)
+    table = pd.DataFrame.from_dict(shown, orient="index", columns=[_place_in_words(*place) for place in places])
     return table.rename_axis("CNN (%)").reset_index()
+
+
+def _place_in_words(dataset: str, epsilon: float) -> str:
+    return f"{plots.DATASETS.get(dataset, dataset)}, ε = {epsilon:g}"
 
 
 def _seeds_in_words(run: pd.Series) -> str:
@@ -520,13 +523,12 @@ def distances_as_shown(rows: pd.DataFrame) -> pd.DataFrame:
     found = _to_halve(rows)
     names = found["title"] + ", " + found["profile"]
     places = sorted(set(zip(found["dataset"], found["epsilon"], strict=True)), key=_by_data_set)
-    heads = [f"{plots.DATASETS.get(dataset, dataset)}, ε = {epsilon:g}" for dataset, epsilon in places]
     values = found.assign(name=names).set_index(["name", "dataset", "epsilon"])["fid_classifier"]
     shown = {
         name: [_number(values[(name, *place)]) if (name, *place) in values.index else NOTHING for place in places]
         for name in names.iloc[np.argsort(found["method"] == OWN, kind="stable")].drop_duplicates()
     }
-    table = pd.DataFrame.from_dict(shown, orient="index", columns=heads)
+    table = pd.DataFrame.from_dict(shown, orient="index", columns=[_place_in_words(*place) for place in places])
     return table.rename_axis("Fréchet distance").reset_index()
 
 
