@@ -97,6 +97,15 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     else:
         moving = replace(base.transport, steps=6, share=half)
         transport, moved = ("transport", "edges moved"), paid_by_mixture(half, transport=moving)
+    if base.matches:
+        matching = ("no-matching", "no matched decoders")
+        matched = paid_by_mixture(-base.matching_share, matching=replace(base.matching, steps=0))
+    else:  # in place of what is done to images of stage 1
+        matching = ("matching", "decoders matched to mean features, no selection, edges not moved")
+        plain = {"selection": replace(base.selection, candidates=1), "transport": replace(base.transport, steps=0)}
+        freed = base.selection_share + base.transport_share
+        fitted = replace(base.matching, steps=4 * base.fit.steps, share=freed or half)
+        matched = paid_by_mixture(0.0 if freed else half, **plain, matching=fitted)
     if base.last.bend > 0:
         bent = ("no-bend", "strokes not bent", replace(base.last, bend=0.0))
     else:
@@ -124,6 +133,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         (*components[:2], replace(base, mixture=mixture)),
         (*selection, selected),
         (*transport, moved),
+        (*matching, matched),
         (*bent[:2], replace(base, last=bent[2])),
         (*sharp[:2], replace(base, finish=sharp[2])),
         inked,
@@ -136,6 +146,9 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         ("autoencoder", "autoencoder by DP-SGD", with_stage_1("autoencoder", 0.5)),
         ("public-autoencoder", "autoencoder on public shapes", with_stage_1("public-autoencoder", 0.0)),
     ]
+    if base.matches and base.matching.image_share == 1:  # no image goes through these
+        idle = {selection[0], transport[0], sharp[0], "no-floor"}
+        changed = [row for row in changed if row[0] not in idle]
     found = {name: Variation(title, replace(described, settings=settings)) for name, title, settings in changed}
     share = base.compression_share / (base.compression_share + base.mixture_share)
     alone = ClassGaussianSettings(stage_1, prior, share)

@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import bdtrc, expit, ndtri
 from torch import Tensor, nn
 
-from dpldm import baselines, compression, diffusion, mixture, selection, synthesis, training
+from dpldm import baselines, compression, diffusion, embedding, mixture, selection, synthesis, training
 from dpldm.baselines import ClassGaussianSettings, NoisedLatents
 from dpldm.privacy import (
     Allowance,
@@ -268,7 +268,7 @@ def watched(answers: Sequence[Tensor] | None = None) -> Iterator[list[Release]]:
         return mechanism
 
     with ExitStack() as stack:
-        for module in (baselines, compression, mixture, selection):
+        for module in (baselines, compression, embedding, mixture, selection):
             stack.enter_context(patch.object(module, "gaussian_mechanism", watch(module.gaussian_mechanism)))
         yield seen
 
@@ -799,11 +799,12 @@ def _unfitted(data: PrivateData, settings: SynthesisSettings, spec: PrivacySpec 
 
 
 def _two_stages(settings: SynthesisSettings) -> SynthesisSettings:
-    """Without selection and transport: readings A and B are of the paper's two stages only."""
+    """Without matching, selection and transport: readings A and B are of the paper's two stages only."""
     return replace(
         settings,
         selection=replace(settings.selection, candidates=1),
         transport=replace(settings.transport, steps=0),
+        matching=replace(settings.matching, steps=0),
     )
 
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from dpldm import compression, mixture, training
+from dpldm import compression, embedding, mixture, training
 from dpldm.compression import CompressionSettings, PCASettings, RefinedPCASettings, Shape
 from dpldm.denoiser import one_hot
+from dpldm.embedding import RandomFeatures
+from dpldm.matching import Generator
 from dpldm.mixture import Mixture, MixtureSettings
 from dpldm.privacy import (
     Allowance,
@@ -318,42 +320,11 @@ def mean_embedding_settings(profile: str, dataset: str, epsilon: float | None) -
     return MeanEmbeddingSettings(steps=4_000, generated=500) if profile == "paper" else MeanEmbeddingSettings()
 
 
-class Generator(nn.Module):
-    """Noise and class → image: two dense layers to a quarter of the size, then two convolutions, each after doubling.
-
-    The small convolutional generator of DP-MERF, for images of any shape (C, H, W).
-    """
-
-    def __init__(self, shape: Shape, num_classes: int, settings: MeanEmbeddingSettings) -> None:
-        super().__init__()
-        self.shape, self.small = shape, (settings.channels, *(math.ceil(side / 4) for side in shape[1:]))
-        self.dense = nn.Sequential(
-            nn.Linear(settings.code + num_classes, settings.width),
-            nn.BatchNorm1d(settings.width),
-            nn.ReLU(),
-            nn.Linear(settings.width, math.prod(self.small)),
-        )
-        self.convolutions = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(settings.channels, settings.channels // 2, 5, padding=2),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(settings.channels // 2, shape[0], 5, padding=2),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, code: Tensor, hot: Tensor) -> Tensor:
-        """Codes (B, code) and one-hot classes (B, num_classes) → images (B, C, H, W) in [0, 1]."""
-        small = self.dense(torch.cat([code, hot], dim=1)).view(-1, *self.small)
-        return self.convolutions(small)[..., : self.shape[1], : self.shape[2]]
-
-
 class MeanEmbedding(Baseline):
     """DP-MERF (Harder, Adamczewski and Park 2021): a noisy mean embedding per class, then a generator that matches it.
 
-    Private part, one release ("mean embedding"): Σ [φ(x), a] yᵀ over all images, where φ are random Fourier features of
-    norm 1, y is the one-hot class and a = ``count_scale``. An image adds one such row to one class, so the sensitivity
-    is √(1 + a²); the last entry gives the class counts. The generator sees only that sum.
+    Private part, one release ("mean embedding"): :func:`dpldm.embedding.mean_embedding` of pixels. The generator sees
+    only that.
     """
 
     stages = ("embedding", "generator")
@@ -372,8 +343,7 @@ class MeanEmbedding(Baseline):
         self.embedding: Tensor | None = None
         self.network: Generator | None = None
         random = torch.Generator().manual_seed(1000 * seed + 700)
-        scale = settings.length_scale * math.sqrt(math.prod(shape) / 6)
-        self.frequencies = (torch.randn(math.prod(shape), settings.features // 2, generator=random) / scale).to(device)
+        self.features = RandomFeatures(shape, settings.features, settings.length_scale, random).to(self.device)
 
     def total_steps(self, stage: str) -> int:
         """About how many steps a stage yields, for a progress bar."""
@@ -382,12 +352,9 @@ class MeanEmbedding(Baseline):
     def fit_stage(self, stage: str, data: PrivateData) -> Iterator[int]:
         """Fit one stage; yields the steps done."""
         if stage == "embedding":
-            a = self.settings.count_scale
-            mechanism = whole(self.spec).mechanism("mean embedding", stage, sensitivity=math.sqrt(1 + a**2))
-            total = self.class_sums(*data.read(mechanism))
-            total = gaussian_mechanism(total, mechanism.sensitivity, mechanism.noise_multiplier, self._noise(stage))
-            least = max(1.0, mechanism.sensitivity * mechanism.noise_multiplier / a)  # the noise of a count
-            self.embedding = clip_rows(total[:, :-1] / (total[:, -1:] / a).clamp_min(least), 1.0).float()
+            charged = embedding.mechanism(whole(self.spec), stage, self.settings.count_scale)
+            counted = self.settings.count_scale
+            self.embedding = embedding.mean_embedding(data, self.features, charged, counted, self._noise(stage))
             yield 1
         else:
             with torch.random.fork_rng(devices=[]):  # initial weights
@@ -395,23 +362,9 @@ class MeanEmbedding(Baseline):
                 self._build()
             yield from self._match(self._random(stage))
 
-    def features_of(self, images: Tensor) -> Tensor:
-        """Random Fourier features of images (B, C, H, W): (B, features), each row of norm 1 (Rahimi and Recht 2007)."""
-        angles = images.flatten(1) @ self.frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=1) * math.sqrt(2 / self.settings.features)
-
-    @torch.no_grad()
-    def class_sums(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What is released, before the noise: (num_classes, features + 1), the sum of every class's rows [φ(x), a]."""
-        total = torch.zeros(self.num_classes, self.settings.features + 1, dtype=torch.float64)
-        for part, classes in zip(images.split(1_000), labels.split(1_000), strict=True):
-            rows = clip_rows(self.features_of(part.to(self.device)).cpu(), 1.0)
-            rows = torch.cat([rows, rows.new_full((len(rows), 1), self.settings.count_scale)], dim=1)
-            total += (one_hot(classes, self.num_classes).T @ rows).double()
-        return total
-
     def _build(self) -> Generator:
-        self.network = Generator(self.shape, self.num_classes, self.settings).to(self.device)
+        settings, inputs = self.settings, self.settings.code + self.num_classes
+        self.network = Generator(self.shape, inputs, settings.width, settings.channels).to(self.device)
         return self.network
 
     def _match(self, random: torch.Generator) -> Iterator[int]:
@@ -426,10 +379,8 @@ class MeanEmbedding(Baseline):
         network.train()
         for step in range(1, settings.steps + 1):
             code = torch.randn(len(hot), settings.code, generator=random).to(self.device)
-            means = self.features_of(network(code, hot)).view(each, classes, -1).mean(0)
-            # ‖mean of n features‖² expects too much by (1 - ‖·‖²)/n, as features have norm 1: scaling by n/(n - 1) and
-            # a constant make up for it (the U-statistic).
-            loss = each / (each - 1) * means.square().sum() - 2 * (means * target).sum()
+            embedded = self.features(network(code, hot)).view(each, classes, -1)
+            loss = embedding.distance(embedded, target)
             adam.zero_grad()
             loss.backward()
             adam.step()

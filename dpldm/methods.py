@@ -89,10 +89,10 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     Bending garments costs some; a little sharpening helps them and more does not. Contrast at the very end brings
     garments nearer to the real ones and costs the CNN more the longer it is trained; half of them with it and half
     without teach more than either. Garments also gain where DP-SGD gets half of what the mixture had and the decoder
-    is refined with a part of it. The classifier that selects takes fewer steps where each of them is noisier, and
-    below ε of about a half it knows less than the density does and is left out. Of the edges, the more features are
-    moved and the less they are clipped, the less noise there is; even a covariance that is mostly noise is better than
-    the mean alone.
+    is refined with a part of it. The classifier that selects takes fewer steps where each of them is noisier. Of the
+    edges, the more features are moved and the less they are clipped, the less noise there is. Below ε of about a half
+    the classifier knows less than the density does, and the edges' covariances are mostly noise; decoders that match a
+    mean embedding draw better images there than stage 1 with all of that, so they draw all of them.
     """
     alone = baselines.class_gaussian_settings("quick", dataset, epsilon)
     chosen = replace(chosen, compression=alone.compression, mixture=alone.mixture)
@@ -109,8 +109,8 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     elif enough:
         chosen = replace(chosen, selection=replace(selection, steps=40), transport=replace(transport, dim=60))
     else:
-        chosen = replace(chosen, selection=replace(selection, candidates=1), transport=replace(transport, dim=25))
-        chosen = replace(chosen, compression_share=0.15, mixture_share=0.45)
+        chosen = replace(chosen, selection=replace(selection, candidates=1), transport=replace(transport, steps=0))
+        chosen = replace(chosen, mixture_share=0.25, matching=replace(chosen.matching, steps=1_000, share=0.55))
     if dataset == "fashion_mnist" and enough:
         chosen = replace(chosen, mixture_share=chosen.mixture_share / 2)
         share = chosen.compression_share + chosen.diffusion_share / 2

@@ -13,6 +13,7 @@ from dpldm.compression import CompressionSettings
 from dpldm.denoiser import ResidualMLP, one_hot
 from dpldm.diffusion import NoiseLevels
 from dpldm.finishing import FinishSettings, finish
+from dpldm.matching import Matcher, MatchingSettings
 from dpldm.mixture import Mixture, MixtureSettings
 from dpldm.privacy import (
     Allowance,
@@ -32,6 +33,7 @@ from dpldm.transport import Transport, TransportSettings
 STAGE = "diffusion"
 OWN_SEED = 900_000_000  # of the images that scale features; no run samples with it
 FINISHING_SEED = 2**62  # added to that of the latents
+MATCHING_SEED = 2**61  # added to that of the latents that stage 1 decodes
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class SynthesisSettings:
     ``transport``: with 1 or more steps, images are moved until their edges are spread as those of private images.
 
     ``last``: what is done to images at the very end, like ``finish``.
+
+    ``matching``: with 1 or more steps, all or some of the latents are decoded by small networks that match mean
+    features of the private images, and such images go through nothing but ``last`` after that.
     """
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -87,13 +92,14 @@ class SynthesisSettings:
     transport: TransportSettings = field(default_factory=TransportSettings)
     finish: FinishSettings = field(default_factory=FinishSettings)
     last: FinishSettings = field(default_factory=FinishSettings)
+    matching: MatchingSettings = field(default=MatchingSettings(), metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not (self.compression_share > 0 and self.mixture_share > 0 and self.diffusion_share > 0):
             raise ValueError(
-                "expected positive shares of compression, mixture, selection and transport that leave something for "
-                f"DP-SGD, got {self.compression_share}, {self.mixture_share}, {self.selection_share} and "
-                f"{self.transport_share}: lower one"
+                "expected positive shares of compression, mixture, selection, transport and matching that leave "
+                f"something for DP-SGD, got {self.compression_share}, {self.mixture_share}, {self.selection_share}, "
+                f"{self.transport_share} and {self.matching_share}: lower one"
             )
         if self.finish.is_random:
             raise ValueError(f"expected finish without chance, got {self.finish}: bend images, or some, in `last`")
@@ -115,9 +121,17 @@ class SynthesisSettings:
         return self.transport.share if self.moves else 0.0
 
     @property
+    def matches(self) -> bool:
+        return self.matching.steps > 0
+
+    @property
+    def matching_share(self) -> float:
+        return self.matching.share if self.matches else 0.0
+
+    @property
     def diffusion_share(self) -> float:
         taken = self.compression_share + self.mixture_share + self.selection_share + self.transport_share
-        return 1 - taken
+        return 1 - taken - self.matching_share
 
 
 class LatentDiffusion:
@@ -145,13 +159,15 @@ class LatentDiffusion:
         self.network: ResidualMLP | None = None
         self.selector = Selector(num_classes, settings.selection)
         self.transport = Transport(num_classes, settings.transport)
+        self.matcher = Matcher(shape, num_classes, settings.matching, 1000 * seed + 700, self.device)
 
     # -- fitting ------------------------------------------------------------------------------------------------------
 
     @property
     def stages(self) -> Sequence[str]:
         """The stages of the fit, in order; each is one call of :meth:`fit_stage`."""
-        chosen = (("selection", self.settings.selects), ("transport", self.settings.moves))
+        settings = self.settings
+        chosen = (("selection", settings.selects), ("transport", settings.moves), ("matching", settings.matches))
         return ("compression", "diffusion", *(stage for stage, wanted in chosen if wanted))
 
     def total_steps(self, stage: str) -> int:
@@ -162,6 +178,8 @@ class LatentDiffusion:
             return self.settings.selection.steps
         if stage == "transport":
             return 2
+        if stage == "matching":
+            return 1 + self.settings.matching.start + self.settings.matching.steps
         kind, settings = self.settings.compression.kind, self.settings.compression
         return {"pca": 2, "refined-pca": 2 + settings.refined.fit.steps}.get(kind, settings.autoencoder.fit.steps)
 
@@ -201,9 +219,12 @@ class LatentDiffusion:
             elif stage == "selection":
                 part = self._allowance(len(data)).part(self.settings.selection_share)
                 yield from self.selector.fit(data, self._own_candidates, self._as_drawn, part, noise)
-            else:
+            elif stage == "transport":
                 part = self._allowance(len(data)).part(self.settings.transport_share)
                 yield from self.transport.fit(data, self._own_images, part, noise)
+            else:
+                part = self._allowance(len(data)).part(self.settings.matching_share)
+                yield from self.matcher.fit(data, self._own_latents, part, noise, random)
 
     def _allowance(self, n: int) -> Allowance:
         if self.spec is None:
@@ -237,6 +258,8 @@ class LatentDiffusion:
             coming.append(self.selector.mechanism(whole.part(settings.selection_share)))
         if settings.moves:
             coming += self.transport.mechanisms(whole.part(settings.transport_share))
+        if settings.matches:
+            coming.append(self.matcher.mechanism(whole.part(settings.matching_share)))
         return coming
 
     def _fit_diffusion(self, data: PrivateData, noise: NoiseSource, random: torch.Generator) -> Iterator[int]:
@@ -271,6 +294,13 @@ class LatentDiffusion:
         self.network = ResidualMLP(self.compressor.dim, self.num_classes, self.settings.width, self.settings.depth)
         return self.network.to(self.device)
 
+    def _own_latents(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Synthetic latents, what stage 1 makes of them, and their labels."""
+        labels = torch.arange(self.settings.matching.images) % self.num_classes
+        walks = [list(self.sample_latents(part, index))[-1] for index, part in self._batches(labels, OWN_SEED)]
+        latents = torch.cat(walks).cpu()
+        return latents, self._finished(self.compressor.decode(latents)), labels
+
     def _own_candidates(self) -> Tensor:
         """Synthetic images as they are before selection."""
         labels = torch.arange(self.settings.selection.images) % self.num_classes
@@ -295,10 +325,22 @@ class LatentDiffusion:
         Post-processing: costs no privacy, however many images are drawn.
         """
         for index, part in self._batches(labels, seed, sampling):
-            images = self._selected(part, index, sampling)
-            if self.settings.moves:
-                images = self.transport.move(images, part)
-            yield finish(images, self.settings.last, torch.Generator().manual_seed(FINISHING_SEED + index))
+            chance = torch.Generator().manual_seed(FINISHING_SEED + index)
+            matched = torch.zeros(len(part), dtype=torch.bool)
+            if self.settings.matches:
+                matched = torch.rand(len(part), generator=chance) < self.settings.matching.image_share
+            images = torch.empty(len(part), *self.shape)
+            if not matched.all():
+                images[~matched] = self._moved(part[~matched], index, sampling)
+            if matched.any():
+                *_, latents = self.sample_latents(part[matched], MATCHING_SEED + index, sampling)
+                images[matched] = self.matcher.decode(latents.cpu(), part[matched], chance)
+            yield finish(images, self.settings.last, chance)
+
+    def _moved(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
+        """Images as stage 1 draws them, selected and with their edges moved."""
+        images = self._selected(labels, seed, sampling)
+        return self.transport.move(images, labels) if self.settings.moves else images
 
     @torch.no_grad()
     def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
@@ -366,6 +408,8 @@ class LatentDiffusion:
             return self.selector.state()
         if stage == "transport":
             return self.transport.state()
+        if stage == "matching":
+            return self.matcher.state()
         assert self.mixture is not None
         assert self.network is not None, "fit first"
         prior = {f"mixture.{name}": value for name, value in self.mixture.tensors().items()}
@@ -379,6 +423,8 @@ class LatentDiffusion:
             return self.selector.restore(state)
         if stage == "transport":
             return self.transport.restore(state)
+        if stage == "matching":
+            return self.matcher.restore(state)
         parts = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("mixture.")}
         self.mixture = Mixture(**parts)
         weights = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith("network.")}
@@ -398,6 +444,7 @@ def _denoise(base: Mixture, network: torch.nn.Module, noisy: Tensor, sigma: Tens
 def smoke(settings: SynthesisSettings) -> SynthesisSettings:
     """The same settings at toy size, for tests."""
     tiny = FitSettings(steps=5, batch=200, physical_batch=128)
+    few = {"start": 2, "features": 200, "width": 16, "channels": 4, "images": 200, "generated": 60}
     chosen = settings.compression
     return replace(
         settings,
@@ -413,5 +460,6 @@ def smoke(settings: SynthesisSettings) -> SynthesisSettings:
         fit=tiny,
         selection=replace(settings.selection, images=200, dim=8, steps=5),
         transport=replace(settings.transport, images=200, dim=4, steps=2),
+        matching=replace(settings.matching, steps=min(settings.matching.steps, 5), **few),
         sampling=replace(settings.sampling, steps=4),
     )

@@ -28,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 from myst_nb import glue
 
-from dpldm import plots, results
+from dpldm import embedding, plots, results
 from dpldm.methods import settings_for
 from dpldm.mixture import mechanisms as mixture_mechanisms
 from dpldm.privacy import (
@@ -80,6 +80,10 @@ def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
     if settings.moves:
         edges = whole.part(settings.transport_share)
         releases += mixture_mechanisms(settings.transport.dim, settings.transport.moments, edges, "transport", "energy")
+    if settings.matches:
+        releases.append(
+            embedding.mechanism(whole.part(settings.matching_share), "matching", settings.matching.count_scale)
+        )
     fit = settings.fit
     gradients = Mechanism("denoiser gradients", "diffusion", 1.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
     ledger = Ledger([*releases, calibrate(releases, gradients, epsilon, delta)])

@@ -114,8 +114,8 @@ plots.curves(
 # ## Canaries in the statistics
 #
 # All mechanisms but DP-SGD release sums over all images: the image mean, the second moments, the mixture's moments and
-# sums, the gradients of the classifier that selects and the moments of edges. Here we attack those of the two stages (`dpldm
-# audit` attacks the others as well). We hide odd images among real ones. The attacker knows the real images, the canaries and every released
+# sums, the gradients of the classifier that selects, the moments of edges and mean features. Here we attack those of the two
+# stages (`dpldm audit` attacks the others as well). We hide odd images among real ones. The attacker knows the real images, the canaries and every released
 # number, and solves for the coins by least squares.
 
 # %%

@@ -247,9 +247,9 @@ after = synthesizer.transport.move(before, shown) if moves else before
 finished = finish(after, settings.last, torch.Generator().manual_seed(seed))
 glue("edge-features", edges, display=False)
 
-# %% mystnb={"figure": {"caption": "One of each class: selected, with its edges moved, and as it is released.", "name": "fig-finished"}, "image": {"alt": "Three rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom those that are released."}}
+# %% mystnb={"figure": {"caption": "One of each class: selected, with its edges moved, and finished.", "name": "fig-finished"}, "image": {"alt": "Three rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom finished ones."}}
 plots.image_rows(
-    {name: some[: len(classes)] for name, some in (("selected", before), ("moved", after), ("released", finished))},
+    {name: some[: len(classes)] for name, some in (("selected", before), ("moved", after), ("finished", finished))},
     "Edges moved",
     "step",
     "classes in order",
@@ -270,6 +270,32 @@ def away(images: torch.Tensor) -> float:
 
 distances = {"before": away(before), "after": away(after)} if moves else {"not moved": 0.0}
 pd.Series(distances, name="distance from the target, in standard deviations of a feature").round(3).to_frame()
+
+# %% [markdown]
+# ## Decoders that match
+#
+# At a small budget the moments of edges are mostly noise, and a linear decoder draws the noise of its components into every
+# image. A small convolutional network can hardly draw noise, only shapes. So below an ε of about a half such networks
+# decode the latents in place of stage 1, and nothing is selected or moved. They learn from one answer, the mean of features
+# $\varphi$ of length 1 in every class,
+#
+# $$\hat\mu_y = \frac{1}{n_y} \Bigl( \sum_{i :\, y_i = y} \varphi(x_i) + \mathcal N(0, \sigma^2 I) \Bigr),$$
+#
+# in which one image has a share of length 1 at most, however many features there are (the counts $n_y$ are noisy as well and
+# come with it). With random Fourier features of the pixels this is what DP-MERF asks {cite}`harder2021dpmerf`; here half of
+# the features are of the oriented edges from above. The decoders start at what stage 1 draws and go down the distance of
+# mean features, for as many steps as we like: after the release all of it is free. So is having several decoders, which
+# match the mean *together*, each with a part of the images.
+
+# %%
+released = torch.cat(list(synthesizer.sample(shown, seed + 3, settings.sampling)))
+matching = settings.matching
+decided = f"{matching.decoders} matched decoders draw {matching.image_share:.0%} of the images"
+print(decided if settings.matches else "At this ε stage 1 draws all images.")
+
+# %% mystnb={"figure": {"caption": "One of each class as stage 1 draws it, and another as it is released.", "name": "fig-released"}, "image": {"alt": "Two rows of synthetic images of every class: as stage 1 draws them, and as they are released."}}
+rows = {"stage 1": before, "released": released}
+plots.image_rows({name: some[: len(classes)] for name, some in rows.items()}, "As released", "step", "classes in order")
 
 # %% [markdown]
 # ## Guidance

@@ -56,6 +56,10 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     components = "one-gaussian" if base.mixture.components > 1 else "eight-components"
     selection = "no-selection" if base.selects else "selection"
     transport = "no-transport" if base.moves else "transport"
+    freed = {name for name, on in (("selection", base.selects), ("transport", base.moves)) if on}
+    matching = {"matching": {"matching"} | (freed or {"mixture_share"})}
+    if base.matches:
+        matching = {"no-matching": {"matching", "mixture_share"}}
     bent = "no-bend" if base.last.bend else "bend"
     contrasts = {name for name in ("finish", "last") if getattr(base, name).contrast}
     inked = "no-contrast" if contrasts else "contrast"
@@ -64,13 +68,18 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     stage_1 = {"compression", "compression_share"}
     refined = base.compression.kind == "refined-pca"
     decoder = {"linear-decoder": {"compression"}} if refined else {"refined-decoder": stage_1}
-    assert changed == {
+    expected = {
         "default": set(), components: {"mixture"}, selection: {"selection", "mixture_share"},
         transport: {"transport", "mixture_share"}, bent: {"last"},
         inked: contrasts or {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
-        lit: {"last"}, **decoder, "autoencoder": stage_1, "public-autoencoder": {"compression"},
+        lit: {"last"}, **decoder, "autoencoder": stage_1, "public-autoencoder": {"compression"}, **matching,
     }  # fmt: skip
+    if base.matches:  # what is done to images of stage 1 is done to none
+        expected = {
+            name: rows for name, rows in expected.items() if name not in (selection, transport, sharp, "no-floor")
+        }
+    assert changed == expected
     assert {name: found[name].experiment.epsilon for name in ablation.YARDSTICKS} == {
         "non-private": None, "reconstructed": epsilon, "real": None,
     }  # fmt: skip

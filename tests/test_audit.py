@@ -18,7 +18,9 @@ from dpldm import (
     audit,
     baselines,
     compression,
+    embedding,
     generators,
+    matching,
     mixture,
     pixel,
     privacy,
@@ -658,7 +660,7 @@ def test_one_more_image_moves_no_sum_by_more_than_its_sensitivity(extra):
         assert moved[1] > 0.99
 
 
-GUARDED = (baselines, compression, generators, mixture, pixel, selection, synthesis, transport)
+GUARDED = (baselines, compression, embedding, generators, matching, mixture, pixel, selection, synthesis, transport)
 
 
 @pytest.mark.parametrize("module", GUARDED, ids=lambda module: module.__name__)

@@ -360,7 +360,7 @@ class Release(list):
             self.append((value.double(), released.double(), sensitivity * noise_multiplier))
             return released
 
-        for module in ("baselines", "mixture", "compression"):
+        for module in ("baselines", "compression", "embedding", "mixture"):
             monkeypatch.setattr(f"dpldm.{module}.gaussian_mechanism", watch)
 
 
@@ -391,7 +391,7 @@ def test_fourier_features_approximate_the_gaussian_kernel() -> None:
     settings = baselines.MeanEmbeddingSettings(features=20_000, length_scale=0.5)
     synthesizer = MeanEmbedding(SHAPE, CLASSES, settings, None, 0)
     images, _ = bars(12)
-    rows = synthesizer.features_of(images)
+    rows = synthesizer.features(images)
     exact = torch.exp(-torch.cdist(images.flatten(1), images.flatten(1)).square() / (2 * 0.5**2 * 144 / 6))
     # Each entry is a mean of 10,000 cosines: standard error at most 0.01 · √½.
     torch.testing.assert_close(rows @ rows.T, exact, atol=5 * 0.0071, rtol=0)
@@ -404,7 +404,7 @@ def test_mean_embedding_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     synthesizer, _ = fitted("dp-merf", None, data=guard(images, labels))
     expected = torch.zeros(CLASSES, synthesizer.settings.features + 1, dtype=torch.float64)
     for picture, label in zip(images, labels.tolist(), strict=True):
-        angles = picture.flatten().double() @ synthesizer.frequencies.double()
+        angles = picture.flatten().double() @ synthesizer.features.pixels.double()
         row = torch.cat([angles.cos(), angles.sin()]) * math.sqrt(2 / synthesizer.settings.features)
         expected[label, :-1] += row
         expected[label, -1] += synthesizer.settings.count_scale

@@ -7,6 +7,7 @@ import torch
 
 from dpldm.diffusion import SAMPLERS
 from dpldm.finishing import FinishSettings, raise_contrast
+from dpldm.matching import MatchingSettings
 from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData
 from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
 
@@ -57,6 +58,50 @@ def test_everything_is_in_the_ledger_and_within_the_target(private):
         "energy sums",
     ]
     assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
+
+
+MATCHED = replace(
+    TINY,
+    selection=replace(TINY.selection, candidates=1),
+    matching=MatchingSettings(40, 0.25, features=200, width=16, channels=4, images=200, generated=60, start=20),
+)
+
+
+def test_matched_decoders_are_charged_draw_in_place_of_stage_1_and_can_be_restored():
+    synthesizer, ledger = fitted(settings=MATCHED)
+    assert synthesizer.stages == ("compression", "diffusion", "transport", "matching")
+    names = [m.name for m in ledger.mechanisms]
+    assert names[4:] == ["denoiser gradients", "energy second moments", "energy sums", "mean embedding"]
+    assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
+    images, _ = draw(synthesizer)
+    again = LatentDiffusion(SHAPE, 3, MATCHED, FIVE, 0)
+    for stage in synthesizer.stages:
+        again.restore(stage, synthesizer.state(stage))
+    torch.testing.assert_close(draw(again)[0], images)
+    again.settings = replace(MATCHED, matching=replace(MATCHED.matching, steps=0))
+    assert not torch.allclose(draw(again)[0], images, atol=0.05)
+
+
+def test_matching_in_the_middle_changes_no_noise_of_the_stages_before_it():
+    """A run without it is as it was before there was such a stage."""
+    plain, matched = (fitted(None, replace(MATCHED, matching=replace(MATCHED.matching, steps=n)))[0] for n in (0, 3))
+    for stage in ("compression", "diffusion"):
+        for name, value in plain.state(stage).items():
+            torch.testing.assert_close(matched.state(stage)[name], value)
+
+
+def test_with_a_share_of_the_images_the_others_are_as_they_were():
+    synthesizer, _ = fitted(settings=MATCHED)
+    everything, _ = draw(synthesizer)
+    synthesizer.settings = replace(MATCHED, matching=replace(MATCHED.matching, image_share=1e-9))
+    plain, _ = draw(synthesizer)
+    synthesizer.settings = replace(MATCHED, matching=replace(MATCHED.matching, image_share=0.5))
+    half, _ = draw(synthesizer, n=600)
+    assert plain.shape == everything.shape
+    assert not torch.allclose(plain, everything, atol=0.05)
+    ground = half[:, 0, -1, 0]  # decoders draw it smooth, stage 1 as noisy as it is
+    assert half.isfinite().all()
+    assert ground.std() > 0
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 20.0])
