@@ -722,6 +722,14 @@ def test_audit_of_the_method_is_below_the_claim_and_not_trivial(honest_audit):
     assert strongest.epsilon_lower == max(bound.epsilon_lower for bound in honest_audit.bounds.values()) > 0.3
 
 
+def test_audit_attacks_the_release_that_decoders_are_matched_to():
+    matching = replace(smoke(SynthesisSettings()).matching, steps=3, share=0.5)
+    idle = {"selection": SelectionSettings(candidates=1), "transport": TransportSettings(steps=0)}
+    found = method_audit(10.0, **idle, matching=matching, mixture_share=0.2)
+    assert not found.contradicted
+    assert found.bounds["mean embedding"].epsilon_lower > 0.3
+
+
 def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
     lines = audit.in_words(honest_audit)
     assert f"claimed: ε = {honest_audit.epsilon_claimed:.4g} at δ = 1e-05" in lines[0]
