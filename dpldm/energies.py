@@ -56,7 +56,7 @@ def _strengths(grey: Tensor, stride: int) -> Tensor:
     """Local energies of images (N, 1, H, W): (N, ORIENTATIONS, H', W'). As one product of matrices, since on a CPU the
     gradient of a convolution of one channel is slow."""
     size, sides = FILTERS.shape[-1], [-(-side // stride) for side in grey.shape[2:]]
-    waves = FILTERS.flatten(1) @ F.unfold(grey, size, padding=size // 2, stride=stride)
+    waves = FILTERS.to(grey.device).flatten(1) @ F.unfold(grey, size, padding=size // 2, stride=stride)
     even, odd = waves.split(ORIENTATIONS, dim=1)
     return (even.square() + odd.square() + SMALLEST).sqrt().unflatten(2, sides)
 
