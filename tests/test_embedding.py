@@ -46,6 +46,13 @@ def test_every_row_has_norm_one(shape, edge_scale):
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
 
 
+def test_features_stay_on_the_device_of_the_images():
+    elsewhere = torch.device("meta")  # holds no numbers, refuses what comes from another device
+    rows = features_of().to(elsewhere)(torch.empty(3, *SHAPE, device=elsewhere))
+    assert rows.shape == (3, 400)
+    assert rows.device == elsewhere
+
+
 def test_without_noise_the_release_is_each_class_s_mean_and_an_empty_class_has_none():
     images, labels, features = images_of(30), torch.arange(30) % 2, features_of()
     data = PrivateData(images, labels, 3, Ledger())
