@@ -101,7 +101,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         matching = ("no-matching", "no matched decoders")
         matched = paid_by_mixture(-base.matching_share, matching=replace(base.matching, steps=0))
     else:  # in place of what is done to images of stage 1
-        matching = ("matching", "decoders matched to mean features, no selection, edges not moved")
+        matching = ("matching", "matched decoders draw all images")
         plain = {"selection": replace(base.selection, candidates=1), "transport": replace(base.transport, steps=0)}
         freed = base.selection_share + base.transport_share
         fitted = replace(base.matching, steps=4 * base.fit.steps, share=freed or half)
