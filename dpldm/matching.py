@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpldm import embedding, training
+from dpldm.compression import Shape
 from dpldm.denoiser import one_hot
 from dpldm.embedding import RandomFeatures
 from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData
@@ -22,8 +23,6 @@ STAGE = "matching"
 BATCH = 1_000  # images decoded at a time
 START_RATE = 3e-3  # of Adam, while decoders learn to draw what stage 1 draws
 START_BATCH = 100
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
