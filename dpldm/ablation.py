@@ -91,6 +91,14 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     else:
         on = replace(base.selection, candidates=3, share=half)
         selection, selected = ("selection", "a private classifier that selects"), paid_by_mixture(half, selection=on)
+    if base.selection.push > 0:
+        pushed = ("no-push", "not pushed towards their class", replace(base.selection, push=0.0))
+    else:
+        pushed = ("push", "pushed towards their class", replace(base.selection, push=1.0))
+    if base.selection.as_they_are:
+        views = ("one-view", "classifier sees no image as it is", replace(base.selection, as_they_are=False))
+    else:
+        views = ("two-views", "classifier sees images as they are, too", replace(base.selection, as_they_are=True))
     if base.moves:
         still = replace(base.transport, steps=0)
         transport, moved = ("no-transport", "edges not moved"), paid_by_mixture(-base.transport_share, transport=still)
@@ -123,7 +131,10 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         decoder = ("linear-decoder", "decoder not refined", replace(base, compression=replace(stage_1, kind="pca")))
     else:
         decoder = ("refined-decoder", "decoder refined by DP-SGD", with_stage_1("refined-pca", 0.5))
-    if base.last.contrast_share < 1:
+    if base.last.contrast_varies:
+        alike = replace(base.last, contrast_share=0.5, contrast_varies=False)
+        lit = ("contrast-of-half", "contrast in half of the images", alike)
+    elif base.last.contrast_share < 1:
         lit = ("contrast-of-all", "contrast in all images", replace(base.last, contrast_share=1.0))
     else:
         some = replace(base.last, contrast=base.last.contrast or 12.0, contrast_share=0.5)
@@ -132,6 +143,8 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         (DEFAULT, "as the profile has it", base),
         (*components[:2], replace(base, mixture=mixture)),
         (*selection, selected),
+        (*pushed[:2], replace(base, selection=pushed[2])),
+        (*views[:2], replace(base, selection=views[2])),
         (*transport, moved),
         (*matching, matched),
         (*bent[:2], replace(base, last=bent[2])),
@@ -146,9 +159,10 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         ("autoencoder", "autoencoder by DP-SGD", with_stage_1("autoencoder", 0.5)),
         ("public-autoencoder", "autoencoder on public shapes", with_stage_1("public-autoencoder", 0.0)),
     ]
+    idle = set() if base.selects else {pushed[0], views[0]}
     if base.matches and base.matching.image_share == 1:  # no image goes through these
-        idle = {selection[0], transport[0], sharp[0], "no-floor"}
-        changed = [row for row in changed if row[0] not in idle]
+        idle |= {selection[0], transport[0], sharp[0], "no-floor"}
+    changed = [row for row in changed if row[0] not in idle]
     found = {name: Variation(title, replace(described, settings=settings)) for name, title, settings in changed}
     share = base.compression_share / (base.compression_share + base.mixture_share)
     alone = ClassGaussianSettings(stage_1, prior, share)

@@ -5,7 +5,6 @@ linear decoder knows none of it: it draws strokes grey and edges blurred, and of
 Gaussians span.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELLS = 4  # displacements per axis, with a smooth field between them
+LEAST_STEEPNESS = 0.1  # of a curve that is hardly one
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class FinishSettings:
     contrast: steepness >= 0 of a logistic curve through which every pixel goes; 0 for none, 15 is nearly ink or paper.
     middle: the grey, in (0, 1), that the curve pulls apart.
     contrast_share: share of the images, in (0, 1], that get the contrast; which ones is random where it is below 1.
+    contrast_varies: whether each image has a steepness of its own, drawn evenly from next to none up to ``contrast``.
     """
 
     bend: float = 0.0
@@ -31,6 +32,7 @@ class FinishSettings:
     contrast: float = 0.0
     middle: float = 0.4
     contrast_share: float = field(default=1.0, metadata={"later": True})
+    contrast_varies: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not (self.bend >= 0 and self.sharpen >= 0 and self.contrast >= 0 and 0 < self.middle < 1):
@@ -43,7 +45,7 @@ class FinishSettings:
 
     @property
     def is_random(self) -> bool:
-        return self.bend > 0 or (self.contrast > 0 and self.contrast_share < 1)
+        return self.bend > 0 or (self.contrast > 0 and (self.contrast_share < 1 or self.contrast_varies))
 
 
 def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) -> Tensor:
@@ -53,7 +55,10 @@ def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) ->
     if settings.sharpen > 0:
         images = sharpen(images, settings.sharpen)
     if settings.contrast > 0:
-        raised = raise_contrast(images, settings.contrast, settings.middle)
+        steepness: Tensor | float = settings.contrast
+        if settings.contrast_varies:
+            steepness = (steepness * torch.rand(len(images), 1, 1, 1, generator=random)).clamp_min(LEAST_STEEPNESS)
+        raised = raise_contrast(images, steepness, settings.middle)
         if settings.contrast_share == 1:
             return raised
         chosen = torch.rand(len(images), 1, 1, 1, generator=random) < settings.contrast_share
@@ -81,11 +86,11 @@ def sharpen(images: Tensor, amount: float) -> Tensor:
     return (images + amount * (4 * images - vertical - level)).clamp(0, 1)
 
 
-def raise_contrast(images: Tensor, steepness: float, middle: float) -> Tensor:
+def raise_contrast(images: Tensor, steepness: Tensor | float, middle: float) -> Tensor:
     """Pixels in [0, 1] through a logistic curve around ``middle``; 0 and 1 stay where they are.
 
     >>> raise_contrast(torch.tensor([0.0, 0.5, 1.0]), 10.0, 0.5).tolist()
     [0.0, 0.5, 1.0]
     """
-    low, high = (1 / (1 + math.exp(-steepness * (end - middle))) for end in (0, 1))
+    low, high = ((torch.as_tensor(steepness) * (end - middle)).sigmoid() for end in (0, 1))
     return ((((images - middle) * steepness).sigmoid() - low) / (high - low)).clamp(0, 1)

@@ -88,11 +88,13 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     seed 1. Pen strokes may be bent and are either ink or paper: general knowledge that is worth a point on digits.
     Bending garments costs some; a little sharpening helps them and more does not. Contrast at the very end brings
     garments nearer to the real ones and costs the CNN more the longer it is trained; half of them with it and half
-    without teach more than either. Garments also gain where DP-SGD gets half of what the mixture had and the decoder
-    is refined with a part of it. The classifier that selects takes fewer steps where each of them is noisier. Of the
-    edges, the more features are moved and the less they are clipped, the less noise there is. Below ε of about a half
-    the classifier knows less than the density does, and the edges' covariances are mostly noise; decoders that match a
-    mean embedding draw better images there than stage 1 with all of that, so they draw all of them.
+    without, or at a smaller ε an amount of its own for each, teach more than either. Garments also gain where DP-SGD
+    gets half of what the mixture had and the decoder is refined with a part of it. The classifier that selects takes
+    fewer steps where each of them is noisier; where it sees real images as they are as well, pushing ours up its
+    gradient brings garments nearer to the real ones, and the CNN of digits gains nothing by it. Of the edges, the more
+    features are moved and the less they are clipped, the less noise there is. Below ε of about a half the classifier
+    knows less than the density does, and the edges' covariances are mostly noise; decoders that match a mean embedding
+    draw better images there than stage 1 with all of that, so they draw all of them.
     """
     alone = baselines.class_gaussian_settings("quick", dataset, epsilon)
     chosen = replace(chosen, compression=alone.compression, mixture=alone.mixture)
@@ -101,15 +103,20 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
         chosen = replace(chosen, finish=FinishSettings(contrast=20.0), last=FinishSettings(bend=1.0, contrast=8.0))
     elif dataset == "fashion_mnist":
         last = FinishSettings(contrast=12.0 if much else 20.0, contrast_share=0.5)
+        if enough and not much:
+            last = FinishSettings(contrast=30.0, contrast_varies=True)
         chosen = replace(chosen, finish=FinishSettings(sharpen=0.4), last=last)
     selection, transport = chosen.selection, chosen.transport
+    if enough and dataset != "mnist":
+        selection = replace(selection, as_they_are=True, push=1.0, steps=120)
     if much:
-        barely = replace(transport.moments, clip_norm=1.6)
-        chosen = replace(chosen, transport=replace(transport, moments=barely))
+        transport = replace(transport, moments=replace(transport.moments, clip_norm=1.6))
     elif enough:
-        chosen = replace(chosen, selection=replace(selection, steps=40), transport=replace(transport, dim=60))
+        selection, transport = replace(selection, steps=40), replace(transport, dim=60)
     else:
-        chosen = replace(chosen, selection=replace(selection, candidates=1), transport=replace(transport, steps=0))
+        selection, transport = replace(selection, candidates=1), replace(transport, steps=0)
+    chosen = replace(chosen, selection=selection, transport=transport)
+    if not enough:
         chosen = replace(chosen, mixture_share=0.25, matching=replace(chosen.matching, steps=1_000, share=0.55))
     if dataset == "fashion_mnist" and enough:
         chosen = replace(chosen, mixture_share=chosen.mixture_share / 2)

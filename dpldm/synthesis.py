@@ -67,7 +67,7 @@ class SynthesisSettings:
     ``finish``: what is done to every decoded image, from what is publicly known about its kind; free, and never random.
 
     ``selection``: with 2 or more candidates for each image released, the first is taken that a private classifier
-    sees as what it should be.
+    sees as what it should be; that classifier may also push images towards their class, after they are moved.
 
     ``transport``: with 1 or more steps, images are moved until their edges are spread as those of private images.
 
@@ -107,6 +107,10 @@ class SynthesisSettings:
     @property
     def selects(self) -> bool:
         return self.selection.candidates > 1
+
+    @property
+    def pushes(self) -> bool:
+        return self.selects and self.selection.push > 0
 
     @property
     def selection_share(self) -> float:
@@ -338,9 +342,11 @@ class LatentDiffusion:
             yield finish(images, self.settings.last, chance)
 
     def _moved(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
-        """Images as stage 1 draws them, selected and with their edges moved."""
+        """Images as stage 1 draws them, selected, with their edges moved and pushed towards their class."""
         images = self._selected(labels, seed, sampling)
-        return self.transport.move(images, labels) if self.settings.moves else images
+        if self.settings.moves:
+            images = self.transport.move(images, labels)
+        return self.selector.pushed(images, labels) if self.settings.pushes else images
 
     @torch.no_grad()
     def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:

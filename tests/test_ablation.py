@@ -65,6 +65,7 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     inked = "no-contrast" if contrasts else "contrast"
     sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
     lit = "contrast-of-half" if base.last.contrast_share == 1 else "contrast-of-all"
+    judged = {"no-push" if base.selection.push else "push", "one-view" if base.selection.as_they_are else "two-views"}
     stage_1 = {"compression", "compression_share"}
     refined = base.compression.kind == "refined-pca"
     decoder = {"linear-decoder": {"compression"}} if refined else {"refined-decoder": stage_1}
@@ -75,6 +76,8 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
         lit: {"last"}, **decoder, "autoencoder": stage_1, "public-autoencoder": {"compression"}, **matching,
     }  # fmt: skip
+    if base.selects:
+        expected |= {name: {"selection"} for name in judged}
     if base.matches:  # what is done to images of stage 1 is done to none
         expected = {
             name: rows for name, rows in expected.items() if name not in (selection, transport, sharp, "no-floor")

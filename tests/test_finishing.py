@@ -40,6 +40,24 @@ def test_contrast_of_a_share_leaves_the_other_images_as_they_are():
     assert not torch.equal(finished, finish(images, settings, seeded(2)))
 
 
+def test_contrast_that_varies_gives_each_image_a_steepness_up_to_the_one_asked_for():
+    """Of a grey above the middle, the curve's height tells the steepness; evenly drawn ones have their mean in half."""
+    images = torch.full((2_000, 1, 3, 3), 0.45)
+    settings = FinishSettings(contrast=8.0, contrast_varies=True)
+    assert settings.is_random
+    heights = finish(images, settings, seeded(3))[:, 0, 0, 0]
+    steepnesses = torch.linspace(0.1, 8.0, 500)
+    curve = raise_contrast(torch.tensor(0.45), steepnesses, settings.middle)
+    assert curve.diff().min() > 0  # so that a height has one steepness
+    found = steepnesses[torch.searchsorted(curve, heights.clamp(curve[0], curve[-1])).clamp(max=499)]
+    assert 3.8 < found.mean() < 4.2  # a standard deviation of 2.3 over √2000 is 0.05
+    assert found.min() < 0.3
+    assert found.max() > 7.7
+    flat = torch.rand(5, 1, 4, 4, generator=seeded())
+    nearly = finish(flat, FinishSettings(contrast=1e-6, contrast_varies=True), seeded(1))
+    torch.testing.assert_close(nearly, flat, atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
 def test_a_share_of_no_or_more_than_all_images_is_refused(share: float):
     with pytest.raises(ValueError, match="expected contrast_share in"):

@@ -80,6 +80,55 @@ def test_a_confidently_wrong_image_is_clipped_to_the_sensitivity():
     assert 0 < change < reach
 
 
+BOTH = replace(TINY, as_they_are=True)
+
+
+def test_images_as_they_are_count_as_much_as_the_view_and_cost_nothing_more(monkeypatch):
+    """Against a view that turns every stripe, they leave nothing to learn in the first step's mean gradient."""
+    images, labels = stripes(300)
+    totals = []
+    for settings, view in ((TINY, lambda x: x), (TINY, lambda x: x.flip(3)), (BOTH, lambda x: x.flip(3))):
+        settings = replace(settings, steps=1, learning_rate=1.0, momentum=0.0)
+        monkeypatch.setattr("dpldm.selection.gaussian_mechanism", lambda value, *_: value)
+        selector, ledger = fitted(images, labels, settings, view=view)
+        assert list(ledger.mechanisms) == [selector.mechanism(ALLOWANCE)]
+        totals.append(selector.weights)
+    assert not torch.allclose(totals[0], totals[1])
+    torch.testing.assert_close(totals[2], (totals[0] + totals[1]) / 2)
+
+
+def test_two_views_of_one_image_move_no_more_than_one_view(monkeypatch):
+    monkeypatch.setattr("dpldm.selection.gaussian_mechanism", lambda value, *_: value)
+    images, labels = stripes(300)
+    settings = replace(BOTH, steps=1, learning_rate=1.0, momentum=0.0)
+    totals = []
+    for first in (0, 1):
+        selector, _ = fitted(images[first:], labels[first:], settings, view=lambda x: x.flip(3))
+        totals.append(-selector.weights.double() * (len(images) - first))
+    assert 0 < (totals[0] - totals[1]).norm() <= 1.0
+
+
+def test_pushed_images_are_seen_as_their_class_and_moved_no_further_than_asked():
+    selector, _ = fitted(*stripes(2_000), settings=replace(TINY, push=1.0, push_steps=3))
+    images, labels = stripes(300, seed=5)
+    wanted = 1 - labels  # the other class: the hardest case
+    pushed = selector.pushed(images, wanted)
+    assert pushed.min() >= 0
+    assert pushed.max() <= 1
+    assert (pushed - images).flatten(1).norm(dim=1).max() <= 1.0 + 1e-5
+    before, after = (F.cross_entropy(selector.logits(x), wanted) for x in (images, pushed))
+    assert after < before
+    alone = selector.pushed(images[7:8], wanted[7:8])  # each by itself
+    torch.testing.assert_close(alone, pushed[7:8], atol=1e-4, rtol=1e-4)
+
+
+def test_an_image_without_a_gradient_stays_where_it_is():
+    selector, _ = fitted(*stripes(400), settings=replace(TINY, push=1.0))
+    selector.weights = torch.zeros_like(selector.weights)
+    images, labels = stripes(20, seed=5)
+    assert torch.equal(selector.pushed(images, labels), images)
+
+
 def test_state_goes_there_and_back():
     selector, _ = fitted(*stripes(400))
     again = Selector(2, TINY)
@@ -126,7 +175,18 @@ def test_the_first_candidate_that_is_seen_as_its_label_is_released_else_the_like
     assert released(rounds, [2, 2, 2], 1)[0] == [(0, 0), (0, 1), (0, 2)]  # one round leaves no choice
 
 
-@pytest.mark.parametrize("change", [{"candidates": 0}, {"share": 1.0}, {"steps": 0}, {"momentum": 1.0}, {"images": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"candidates": 0},
+        {"share": 1.0},
+        {"steps": 0},
+        {"momentum": 1.0},
+        {"images": 0},
+        {"push": -1.0},
+        {"push_steps": 0},
+    ],
+)
 def test_settings_refuse_nonsense(change):
     with pytest.raises(ValueError, match="expected"):
         SelectionSettings(**change)

@@ -202,6 +202,19 @@ def test_what_is_selected_is_moved(private):
     torch.testing.assert_close(draw(synthesizer)[0], synthesizer.transport.move(still, labels))
 
 
+def test_what_is_moved_is_pushed(private):
+    pushing = replace(TINY.selection, push=0.5)
+    moved, labels = draw(private[0])
+    pushed = same_with(private[0], selection=pushing)
+    torch.testing.assert_close(draw(pushed)[0], pushed.selector.pushed(moved, labels))
+    assert not torch.allclose(draw(pushed)[0], moved)
+    unselected = replace(pushing, candidates=1)  # whoever does not select has no classifier that pushes
+    assert torch.equal(
+        draw(same_with(private[0], selection=unselected))[0],
+        draw(same_with(private[0], selection=replace(TINY.selection, candidates=1)))[0],
+    )
+
+
 def test_a_second_fit_keeps_nothing_of_the_first(private):
     again = LatentDiffusion(SHAPE, 3, TINY, FIVE, 0)
     for seed in (5, 0):
