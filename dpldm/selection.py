@@ -80,7 +80,7 @@ class Selector:
         self,
         data: PrivateData,
         synthetic: Callable[[], Tensor],
-        view: View,
+        view: View | None,
         allowance: Allowance,
         noise: NoiseSource,
     ) -> Iterator[int]:
@@ -89,7 +89,7 @@ class Selector:
         Args:
             synthetic: draws images (M, C, H, W) in [0, 1] of the synthesizer's own, if the whitening is not known yet.
             view: private images (N, C, H, W) → as the synthesizer would draw them, each by itself and by a rule that
-                is private already.
+                is private already; None: it learns from them as they are.
         """
         if not self.axes.numel():
             self.mean, self.axes = whitening(synthetic(), self.settings.dim)
@@ -97,7 +97,9 @@ class Selector:
         mechanism = self.mechanism(allowance)
         images, labels = data.read(mechanism)
         # float64: rounding in a float32 sum over all images is in the order of what one image may change
-        looks: list[View] = [view, lambda part: part] if settings.as_they_are else [view]
+        looks: list[View] = [] if view is None else [view]
+        if view is None or settings.as_they_are:
+            looks.append(lambda part: part)
         with torch.no_grad():
             seen = [torch.cat([self._features(look(part)) for part in images.split(BATCH)]) for look in looks]
         views = [clip_rows(features, mechanism.sensitivity).double() for features in seen]

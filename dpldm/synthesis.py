@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -56,6 +56,10 @@ class SamplingSettings:
             )
 
 
+Decode = Callable[[Tensor, Tensor], Tensor]  # latents (B, dim) and labels (B,) → images
+Draw = Callable[[Tensor, int, SamplingSettings | None, Decode], Tensor]  # labels (B,), seed, … → images
+
+
 @dataclass(frozen=True)
 class SynthesisSettings:
     """Everything that decides a synthesizer beside the data, the budget and the seed.
@@ -74,7 +78,7 @@ class SynthesisSettings:
     ``last``: what is done to images at the very end, like ``finish``.
 
     ``matching``: with 1 or more steps, all or some of the latents are decoded by small networks that match mean
-    features of the private images, and such images go through nothing but ``last`` after that.
+    features of the private images, and such images are selected and go through nothing but ``last`` after.
     """
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -129,6 +133,11 @@ class SynthesisSettings:
         return self.matching.steps > 0
 
     @property
+    def stage_1_draws(self) -> bool:
+        """Whether stage 1 decodes any image that is released."""
+        return not self.matches or self.matching.image_share < 1
+
+    @property
     def matching_share(self) -> float:
         return self.matching.share if self.matches else 0.0
 
@@ -171,7 +180,7 @@ class LatentDiffusion:
     def stages(self) -> Sequence[str]:
         """The stages of the fit, in order; each is one call of :meth:`fit_stage`."""
         settings = self.settings
-        chosen = (("selection", settings.selects), ("transport", settings.moves), ("matching", settings.matches))
+        chosen = (("matching", settings.matches), ("selection", settings.selects), ("transport", settings.moves))
         return ("compression", "diffusion", *(stage for stage, wanted in chosen if wanted))
 
     def total_steps(self, stage: str) -> int:
@@ -222,7 +231,8 @@ class LatentDiffusion:
                 yield from self._fit_diffusion(data, noise, random)
             elif stage == "selection":
                 part = self._allowance(len(data)).part(self.settings.selection_share)
-                yield from self.selector.fit(data, self._own_candidates, self._as_drawn, part, noise)
+                view = self._as_drawn if self.settings.stage_1_draws else None
+                yield from self.selector.fit(data, self._own_candidates, view, part, noise)
             elif stage == "transport":
                 part = self._allowance(len(data)).part(self.settings.transport_share)
                 yield from self.transport.fit(data, self._own_images, part, noise)
@@ -308,12 +318,17 @@ class LatentDiffusion:
     def _own_candidates(self) -> Tensor:
         """Synthetic images as they are before selection."""
         labels = torch.arange(self.settings.selection.images) % self.num_classes
-        return torch.cat([self._decoded(part, index, None) for index, part in self._batches(labels, OWN_SEED)])
+        drawn = [
+            self._by_both(part, index, None, self._decoded, self._decoded, self._chance(index))
+            for index, part in self._batches(labels, OWN_SEED)
+        ]
+        return torch.cat(drawn)
 
     def _own_images(self) -> tuple[Tensor, Tensor]:
         """Synthetic images as they are before they are moved, and their labels."""
         labels = torch.arange(self.transport.images_needed) % self.num_classes
-        drawn = [self._selected(part, index, None) for index, part in self._batches(labels, OWN_SEED)]
+        batches = self._batches(labels, OWN_SEED)
+        drawn = [self._selected(part, index, None, self._stage_1) for index, part in batches]
         return torch.cat(drawn), labels
 
     def _as_drawn(self, images: Tensor) -> Tensor:
@@ -329,36 +344,61 @@ class LatentDiffusion:
         Post-processing: costs no privacy, however many images are drawn.
         """
         for index, part in self._batches(labels, seed, sampling):
-            chance = torch.Generator().manual_seed(FINISHING_SEED + index)
-            matched = torch.zeros(len(part), dtype=torch.bool)
-            if self.settings.matches:
-                matched = torch.rand(len(part), generator=chance) < self.settings.matching.image_share
-            images = torch.empty(len(part), *self.shape)
-            if not matched.all():
-                images[~matched] = self._moved(part[~matched], index, sampling)
-            if matched.any():
-                *_, latents = self.sample_latents(part[matched], MATCHING_SEED + index, sampling)
-                images[matched] = self.matcher.decode(latents.cpu(), part[matched], chance)
+            chance = self._chance(index)
+            images = self._by_both(part, index, sampling, self._moved, self._selected, chance)
             yield finish(images, self.settings.last, chance)
 
-    def _moved(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
+    def _by_both(
+        self,
+        labels: Tensor,
+        seed: int,
+        sampling: SamplingSettings | None,
+        of_stage_1: Draw,
+        of_matched: Draw,
+        chance: torch.Generator,
+    ) -> Tensor:
+        """Images for ``labels``, of which matched decoders draw their share, chosen by ``chance``, and stage 1 the
+        others."""
+        matched = torch.zeros(len(labels), dtype=torch.bool)
+        if self.settings.matches:
+            matched = torch.rand(len(labels), generator=chance) < self.settings.matching.image_share
+        images = torch.empty(len(labels), *self.shape)
+        if not matched.all():
+            images[~matched] = of_stage_1(labels[~matched], seed, sampling, self._stage_1)
+        if matched.any():
+
+            def decode(latents: Tensor, classes: Tensor) -> Tensor:
+                return self.matcher.decode(latents, classes, chance)
+
+            images[matched] = of_matched(labels[matched], MATCHING_SEED + seed, sampling, decode)
+        return images
+
+    @staticmethod
+    def _chance(seed: int) -> torch.Generator:
+        """Of what is random after the latents."""
+        return torch.Generator().manual_seed(FINISHING_SEED + seed)
+
+    def _stage_1(self, latents: Tensor, labels: Tensor) -> Tensor:
+        return self._finished(self.compressor.decode(latents))
+
+    def _moved(self, labels: Tensor, seed: int, sampling: SamplingSettings | None, decode: Decode) -> Tensor:
         """Images as stage 1 draws them, selected, with their edges moved and pushed towards their class."""
-        images = self._selected(labels, seed, sampling)
+        images = self._selected(labels, seed, sampling, decode)
         if self.settings.moves:
             images = self.transport.move(images, labels)
         return self.selector.pushed(images, labels) if self.settings.pushes else images
 
     @torch.no_grad()
-    def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
-        """Finished images for a batch of labels, drawn again where the private classifier does not see them."""
+    def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None, decode: Decode) -> Tensor:
+        """Decoded images for a batch of labels, drawn again where the private classifier does not see them."""
         if not self.settings.selects:
-            return self._decoded(labels, seed, sampling)
+            return self._decoded(labels, seed, sampling, decode)
         candidates = self.settings.selection.candidates
         starts, random = self._start(candidates * len(labels), seed)
 
         def draw(rows: Tensor, turn: int) -> Tensor:
             *_, latents = self._walk(labels[rows], starts[turn * len(labels) + rows], random, sampling)
-            return self._finished(self.compressor.decode(latents.cpu()))
+            return decode(latents.cpu(), labels[rows])
 
         return selection.drawn_again(draw, self.selector.logits, labels, candidates)
 
@@ -370,9 +410,9 @@ class LatentDiffusion:
         for index, part in enumerate(labels.split(size)):
             yield 10_000 * seed + index, part
 
-    def _decoded(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Tensor:
+    def _decoded(self, labels: Tensor, seed: int, sampling: SamplingSettings | None, decode: Decode) -> Tensor:
         *_, latents = self.sample_latents(labels, seed, sampling)
-        return self._finished(self.compressor.decode(latents.cpu()))
+        return decode(latents.cpu(), labels)
 
     def _finished(self, images: Tensor) -> Tensor:
         return finish(images, self.settings.finish, torch.Generator())

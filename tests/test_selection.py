@@ -97,6 +97,12 @@ def test_images_as_they_are_count_as_much_as_the_view_and_cost_nothing_more(monk
     torch.testing.assert_close(totals[2], (totals[0] + totals[1]) / 2)
 
 
+def test_without_a_view_it_learns_from_images_as_they_are():
+    images, labels = stripes(400)
+    alone, same = (fitted(images, labels, view=view)[0] for view in (None, lambda x: x))
+    assert torch.equal(alone.weights, same.weights)
+
+
 def test_two_views_of_one_image_move_no_more_than_one_view(monkeypatch):
     monkeypatch.setattr("dpldm.selection.gaussian_mechanism", lambda value, *_: value)
     images, labels = stripes(300)

@@ -9,6 +9,7 @@ from dpldm.diffusion import SAMPLERS
 from dpldm.finishing import FinishSettings, raise_contrast
 from dpldm.matching import MatchingSettings
 from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData
+from dpldm.selection import Selector
 from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
 
 TINY = smoke(SynthesisSettings())
@@ -69,9 +70,9 @@ MATCHED = replace(
 
 def test_matched_decoders_are_charged_draw_in_place_of_stage_1_and_can_be_restored():
     synthesizer, ledger = fitted(settings=MATCHED)
-    assert synthesizer.stages == ("compression", "diffusion", "transport", "matching")
+    assert synthesizer.stages == ("compression", "diffusion", "matching", "transport")
     names = [m.name for m in ledger.mechanisms]
-    assert names[4:] == ["denoiser gradients", "energy second moments", "energy sums", "mean embedding"]
+    assert names[4:] == ["denoiser gradients", "mean embedding", "energy second moments", "energy sums"]
     assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
     images, _ = draw(synthesizer)
     again = LatentDiffusion(SHAPE, 3, MATCHED, FIVE, 0)
@@ -104,6 +105,27 @@ def test_a_share_of_the_images_is_decoded_by_matched_decoders(monkeypatch):
     by_decoders = images.flatten(1).amin(1) == 1
     assert 0.2 < by_decoders.float().mean() < 0.3
     assert torch.equal(torch.cat(seen), labels[by_decoders])
+
+
+def test_images_of_matched_decoders_are_selected_by_a_classifier_of_real_images_as_they_are(monkeypatch):
+    """Where stage 1 draws none, there is no other view; what the classifier refuses is drawn and decoded again."""
+    settings = replace(MATCHED, selection=TINY.selection, transport=replace(TINY.transport, steps=0))
+    views = []
+    fit = Selector.fit
+
+    def watched(self, data, synthetic, view, allowance, noise):
+        views.append(view)
+        return fit(self, data, synthetic, view, allowance, noise)
+
+    monkeypatch.setattr(Selector, "fit", watched)
+    synthesizer, ledger = fitted(settings=settings)
+    assert views == [None]
+    assert synthesizer.stages == ("compression", "diffusion", "matching", "selection")
+    assert 0.98 * 5.0 < ledger.epsilon(1e-5) <= 5.0
+    images, labels = draw(synthesizer, n=600)
+    all_first, _ = draw(same_with(synthesizer, selection=replace(TINY.selection, candidates=1)), n=600)
+    seen = [(synthesizer.selector.logits(x).argmax(1) == labels).float().mean() for x in (all_first, images)]
+    assert seen[1] > seen[0]
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 20.0])
