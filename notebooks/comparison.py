@@ -81,8 +81,8 @@ HTML(comparison.as_html(comparison.distances_as_shown(whole)))
 Markdown(comparison.as_text(comparison.distances_in_words(whole)))
 
 # %% [markdown]
-# Our distance does not fall steadily with ε. Below about a half [other decoders](diffusion.ipynb) draw the images, and theirs
-# are nearer to real ones; from where stage 1 draws, at a larger ε, classifiers learn more.
+# On digits our distance does not fall steadily as ε grows. Below about a half [other decoders](diffusion.ipynb) draw the
+# images, and their digits are nearer to real ones; from those that stage 1 draws, at a larger ε, classifiers learn more.
 #
 # ## The methods
 #
