@@ -270,20 +270,18 @@ pd.Series(distances, name="distance from the target, in standard deviations of a
 # A classifier that has seen real garments as they are and as we draw them knows two things: where the borders are, and what
 # speaks for a class in a real image. So at last each image is moved up the gradient of $\log p_y$ a little way, in steps of
 # equal length, as samples of a diffusion model are led by classifier guidance {cite}`dhariwal2021diffusion`. It brings our
-# garments nearer to the real ones than edges alone do. A push by a classifier that has seen real images only did not: the
-# page on [what did not work](../book/what-did-not-work.md) has the story. Nothing private is looked at here either.
+# garments nearer to the real ones than edges alone do; what CNNs learn from digits stays as it was, so there it is off. A
+# push by a classifier that has seen real images only was no help: the page on
+# [what did not work](../book/what-did-not-work.md) has the story. Nothing private is looked at here either.
 
 # %%
 pushed = synthesizer.selector.pushed(after, shown) if settings.pushes else after
 finished = finish(pushed, settings.last, torch.Generator().manual_seed(seed))
-length = settings.selection.push if settings.pushes else 0.0
-glue("push", f"{length:g}", display=False)
-glue("push-of", f"{after.flatten(1).norm(dim=1).mean().item():.1f}", display=False)
+length = after.flatten(1).norm(dim=1).mean().item()
+way = f"The way is {settings.selection.push:g} long at most; an image has a length of {length:.1f}, on average."
+print(way if settings.pushes else "With these settings no image is pushed.")
 
-# %% [markdown]
-# The way is {glue:text}`push` long at most, where an image itself has a length of {glue:text}`push-of`, on average.
-
-# %% mystnb={"figure": {"caption": "One of each class: selected, with its edges moved, pushed towards its class, and finished.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom finished ones."}}
+# %% mystnb={"figure": {"caption": "One of each class on its way: selected, with its edges moved, pushed unless that is off, and finished.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom finished ones."}}
 turns = (("selected", before), ("moved", after), ("pushed", pushed), ("finished", finished))
 shown_rows = {name: some[: len(classes)] for name, some in turns if name != "pushed" or settings.pushes}
 plots.image_rows(shown_rows, "From stage 1 to the image released", "step", "classes in order")
