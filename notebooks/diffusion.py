@@ -291,8 +291,8 @@ plots.image_rows(shown_rows, "From stage 1 to the image released", "step", "clas
 #
 # At a small budget the moments of edges are mostly noise, and a linear decoder draws the noise of its components into every
 # image. A small convolutional network can hardly draw noise, only shapes. So below an ε of about a half such networks
-# decode the latents in place of stage 1, and nothing is selected or moved. They learn from one answer, the mean of features
-# $\varphi$ of length 1 in every class,
+# decode the latents in place of stage 1, and nothing is selected or moved; up to an ε of 3 they decode most of the digits,
+# which are selected then. They learn from one answer, the mean of features $\varphi$ of length 1 in every class,
 #
 # $$\hat\mu_y = \frac{1}{n_y} \Bigl( \sum_{i :\, y_i = y} \varphi(x_i) + \mathcal N(0, \sigma^2 I) \Bigr),$$
 #
