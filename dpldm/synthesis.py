@@ -78,7 +78,7 @@ class SynthesisSettings:
     ``last``: what is done to images at the very end, like ``finish``.
 
     ``matching``: with 1 or more steps, all or some of the latents are decoded by small networks that match mean
-    features of the private images, and such images are selected and go through nothing but ``last`` after.
+    features of the private images, and such images are selected and pushed, but not moved.
     """
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -346,6 +346,8 @@ class LatentDiffusion:
         for index, part in self._batches(labels, seed, sampling):
             chance = self._chance(index)
             images = self._by_both(part, index, sampling, self._moved, self._selected, chance)
+            if self.settings.pushes:
+                images = self.selector.pushed(images, part)
             yield finish(images, self.settings.last, chance)
 
     def _by_both(
@@ -382,11 +384,9 @@ class LatentDiffusion:
         return self._finished(self.compressor.decode(latents))
 
     def _moved(self, labels: Tensor, seed: int, sampling: SamplingSettings | None, decode: Decode) -> Tensor:
-        """Images as stage 1 draws them, selected, with their edges moved and pushed towards their class."""
+        """Images as stage 1 draws them, selected, with their edges moved."""
         images = self._selected(labels, seed, sampling, decode)
-        if self.settings.moves:
-            images = self.transport.move(images, labels)
-        return self.selector.pushed(images, labels) if self.settings.pushes else images
+        return self.transport.move(images, labels) if self.settings.moves else images
 
     @torch.no_grad()
     def _selected(self, labels: Tensor, seed: int, sampling: SamplingSettings | None, decode: Decode) -> Tensor:
