@@ -267,12 +267,12 @@ pd.Series(distances, name="distance from the target, in standard deviations of a
 # %% [markdown]
 # ## A push towards the class
 #
-# A classifier that has seen real garments as they are and as we draw them knows two things: where the borders are, and what
+# A classifier that has seen real images as they are and as we draw them knows two things: where the borders are, and what
 # speaks for a class in a real image. So at last each image is moved up the gradient of $\log p_y$ a little way, in steps of
 # equal length, as samples of a diffusion model are led by classifier guidance {cite}`dhariwal2021diffusion`. It brings our
-# garments nearer to the real ones than edges alone do; what CNNs learn from digits stays as it was, so there it is off. A
-# push by a classifier that has seen real images only was no help: the page on
-# [what did not work](../book/what-did-not-work.md) has the story. Nothing private is looked at here either.
+# images nearer to the real ones than edges alone do, and CNNs learn more from garments; from digits they learn about as
+# much, so digits go without at an ε of 3 and more. A push by a classifier that has seen real images only was no help: the
+# page on [what did not work](../book/what-did-not-work.md) has the story. Nothing private is looked at here either.
 
 # %%
 pushed = synthesizer.selector.pushed(after, shown) if settings.pushes else after
@@ -291,8 +291,9 @@ plots.image_rows(shown_rows, "From stage 1 to the image released", "step", "clas
 #
 # At a small budget the moments of edges are mostly noise, and a linear decoder draws the noise of its components into every
 # image. A small convolutional network can hardly draw noise, only shapes. So below an ε of about a half such networks
-# decode the latents in place of stage 1, and nothing is selected or moved; up to an ε of 3 they decode most of the digits,
-# which are selected then. They learn from one answer, the mean of features $\varphi$ of length 1 in every class,
+# decode the latents in place of stage 1, and nothing is selected or moved; up to an ε of 3 they decode half of the digits,
+# which are selected and pushed like the others. They learn from one answer, the mean of features $\varphi$ of length 1 in
+# every class,
 #
 # $$\hat\mu_y = \frac{1}{n_y} \Bigl( \sum_{i :\, y_i = y} \varphi(x_i) + \mathcal N(0, \sigma^2 I) \Bigr),$$
 #

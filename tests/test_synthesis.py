@@ -107,7 +107,7 @@ def test_a_share_of_the_images_is_decoded_by_matched_decoders(monkeypatch):
     assert torch.equal(torch.cat(seen), labels[by_decoders])
 
 
-def test_images_of_matched_decoders_are_selected_by_a_classifier_of_real_images_as_they_are(monkeypatch):
+def test_images_of_matched_decoders_are_selected_and_pushed_by_a_classifier_of_real_images_as_they_are(monkeypatch):
     """Where stage 1 draws none, there is no other view; what the classifier refuses is drawn and decoded again."""
     settings = replace(MATCHED, selection=TINY.selection, transport=replace(TINY.transport, steps=0))
     views = []
@@ -126,6 +126,9 @@ def test_images_of_matched_decoders_are_selected_by_a_classifier_of_real_images_
     all_first, _ = draw(same_with(synthesizer, selection=replace(TINY.selection, candidates=1)), n=600)
     seen = [(synthesizer.selector.logits(x).argmax(1) == labels).float().mean() for x in (all_first, images)]
     assert seen[1] > seen[0]
+    pushed = same_with(synthesizer, selection=replace(TINY.selection, push=0.5))
+    torch.testing.assert_close(draw(pushed, n=600)[0], pushed.selector.pushed(images, labels))
+    assert not torch.allclose(draw(pushed, n=600)[0], images)
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 20.0])
