@@ -91,25 +91,28 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     without, or at a smaller ε an amount of its own for each, teach more than either. Garments also gain where DP-SGD
     gets half of what the mixture had and the decoder is refined with a part of it. The classifier that selects takes
     fewer steps where each of them is noisier; where it sees real images as they are as well, pushing ours up its
-    gradient brings them nearer to the real ones, and the CNN of digits gains nothing by it. Of the edges, the more
-    features are moved and the less they are clipped, the less noise there is. Below ε of about a half the classifier
-    knows less than the density does, and the edges' covariances are mostly noise; decoders that match a mean embedding
-    draw better images there than stage 1 with all of that, so they draw all of them. Between that and an ε of 3 they
-    draw half of the digits, which brings digits much nearer to the real ones at a little of the CNN's accuracy; where
-    they draw more, CNNs learn less.
+    gradient brings them nearer to the real ones. Of the edges, the more features are moved and the less they are
+    clipped, the less noise there is. Below ε of about a half the classifier knows less than the density does, and the
+    edges' covariances are mostly noise; decoders that match a mean embedding draw better images there than stage 1 with
+    all of that, so they draw all of them. Above it they draw half of the digits, which brings digits much nearer to the
+    real ones and costs the CNN next to nothing; where they draw more, CNNs learn less.
     """
     alone = baselines.class_gaussian_settings("quick", dataset, epsilon)
     chosen = replace(chosen, compression=alone.compression, mixture=alone.mixture)
     much, enough = epsilon is None or epsilon >= 3, epsilon is None or epsilon >= 0.45
     if dataset == "mnist":
-        chosen = replace(chosen, finish=FinishSettings(contrast=20.0), last=FinishSettings(bend=1.0, contrast=8.0))
+        chosen = replace(
+            chosen,
+            finish=FinishSettings(contrast=20.0),
+            last=FinishSettings(bend=1.0, contrast=14.0 if enough else 8.0),
+        )
     elif dataset == "fashion_mnist":
         last = FinishSettings(contrast=12.0 if much else 20.0, contrast_share=0.5)
         if enough and not much:
             last = FinishSettings(contrast=30.0, contrast_varies=True)
         chosen = replace(chosen, finish=FinishSettings(sharpen=0.4), last=last)
     selection, transport, matching = chosen.selection, chosen.transport, chosen.matching
-    if enough and (dataset != "mnist" or not much):
+    if enough:
         selection = replace(selection, as_they_are=True, push=1.0, steps=120)
     if much:
         transport = replace(transport, moments=replace(transport.moments, clip_norm=1.6))
@@ -118,10 +121,10 @@ def _fit_for(chosen: SynthesisSettings, dataset: str, epsilon: float | None) -> 
     else:
         selection, transport = replace(selection, candidates=1), replace(transport, steps=0)
         matching, chosen = replace(matching, steps=1_000, share=0.55), replace(chosen, mixture_share=0.25)
-    if dataset == "mnist" and enough and not much:
+    if dataset == "mnist" and enough:
         selection, transport = replace(selection, share=0.2), replace(transport, share=0.2)
         matching = replace(matching, steps=1_000, share=0.2, image_share=0.5)
-        chosen = replace(chosen, mixture_share=0.2, last=replace(chosen.last, contrast=14.0))
+        chosen = replace(chosen, mixture_share=0.2)
     chosen = replace(chosen, selection=selection, transport=transport, matching=matching)
     if dataset == "fashion_mnist" and enough:
         chosen = replace(chosen, mixture_share=chosen.mixture_share / 2)

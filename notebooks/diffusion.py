@@ -271,8 +271,8 @@ pd.Series(distances, name="distance from the target, in standard deviations of a
 # speaks for a class in a real image. So at last each image is moved up the gradient of $\log p_y$ a little way, in steps of
 # equal length, as samples of a diffusion model are led by classifier guidance {cite}`dhariwal2021diffusion`. It brings our
 # images nearer to the real ones than edges alone do, and CNNs learn more from garments; from digits they learn about as
-# much, so digits go without at an ε of 3 and more. A push by a classifier that has seen real images only was no help: the
-# page on [what did not work](../book/what-did-not-work.md) has the story. Nothing private is looked at here either.
+# much. A push by a classifier that has seen real images only was no help: the page on
+# [what did not work](../book/what-did-not-work.md) has the story. Nothing private is looked at here either.
 
 # %%
 pushed = synthesizer.selector.pushed(after, shown) if settings.pushes else after
@@ -291,8 +291,8 @@ plots.image_rows(shown_rows, "From stage 1 to the image released", "step", "clas
 #
 # At a small budget the moments of edges are mostly noise, and a linear decoder draws the noise of its components into every
 # image. A small convolutional network can hardly draw noise, only shapes. So below an ε of about a half such networks
-# decode the latents in place of stage 1, and nothing is selected or moved; up to an ε of 3 they decode half of the digits,
-# which are selected and pushed like the others. They learn from one answer, the mean of features $\varphi$ of length 1 in
+# decode the latents in place of stage 1, and nothing is selected or moved; above it they decode half of the digits, which
+# are selected and pushed like the others. They learn from one answer, the mean of features $\varphi$ of length 1 in
 # every class,
 #
 # $$\hat\mu_y = \frac{1}{n_y} \Bigl( \sum_{i :\, y_i = y} \varphi(x_i) + \mathcal N(0, \sigma^2 I) \Bigr),$$
