@@ -82,9 +82,6 @@ HTML(comparison.as_html(comparison.distances_as_shown(whole)))
 Markdown(comparison.as_text(comparison.distances_in_words(whole)))
 
 # %% [markdown]
-# On digits our distance does not fall steadily as ε grows. Below about a half [other decoders](diffusion.ipynb) draw the
-# images, and their digits are nearer to real ones; from those that stage 1 draws, at a larger ε, classifiers learn more.
-#
 # ## The methods
 #
 # Each is a name for `dpldm run --method`. All of them fit and sample through one interface and see private images only
