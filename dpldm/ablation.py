@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,8 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     }
 
 
-def _settings(variation: Variation) -> dict[str, Any]:
-    """All that decides a row, with dotted names."""
+def _settings(variation: Variation, told: Callable[[Any], dict[str, Any]] = experiment.to_json) -> dict[str, Any]:
+    """All that decides a row, with dotted names; ``told`` makes a dictionary of a dataclass."""
     asked = variation.experiment.resolved()
     assert asked.settings is not None
     assert asked.evaluation is not None
@@ -189,8 +189,14 @@ def _settings(variation: Variation) -> dict[str, Any]:
         "held_out": SHARE,
         "classifiers": CLASSIFIERS,
     }
-    nested = {"evaluation": experiment.to_json(asked.evaluation), "synthesis": experiment.to_json(asked.settings)}
+    nested = {"evaluation": told(asked.evaluation), "synthesis": told(asked.settings)}
     return _flat(json.loads(json.dumps(facts | {"reconstructs": variation.reconstructs} | nested)))
+
+
+def _difference(variation: Variation, base: Variation) -> dict[str, Any]:
+    """What is otherwise than in ``base``, defaults that records leave out among it."""
+    was = _settings(base, asdict)
+    return {key: value for key, value in _settings(variation, asdict).items() if was.get(key, ()) != value}
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -259,7 +265,7 @@ def run(
     todo = [name for name in wanted if (not only or name in only) and (force or name not in rows)]
     for number, name in enumerate(todo, 1):
         say(f"{name}: {wanted[name].title}, {number} of {len(todo)}")
-        differs = {key: value for key, value in settings[name].items() if settings[DEFAULT].get(key, ()) != value}
+        differs = _difference(wanted[name], wanted[DEFAULT])
         rows[name] = _measure(wanted[name], folders) | {"digest": digests[name], "differs": differs}
         made["rows"] = {name: rows[name] for name in wanted if name in rows}
         _write(made, path)

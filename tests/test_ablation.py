@@ -210,6 +210,9 @@ def test_a_row_names_what_differs(tmp_path):
         "synthesis.compression.pca.floor": 0.0, "synthesis.compression.refined.pca.floor": 0.0,
     }  # fmt: skip
     assert made["rows"]["real"]["differs"] == {"method": "real", "epsilon": None}
+    found = ablation.variations("fashion_mnist", 1.0, "quick")  # a default that records leave out is told as well
+    unpushed, base = found["no-push"], found[ablation.DEFAULT]
+    assert ablation._difference(unpushed, base) == {"synthesis.selection.push": 0.0}
     frame = ablation.table([made])
     assert list(frame["name"]) == ["no-floor", "real"]
     assert frame["cnn"].between(0, 1).all()
