@@ -96,12 +96,17 @@ def guided(conditional: Denoise, unconditional: Denoise, guidance: float) -> Den
     return denoise
 
 
+def _normal(like: Tensor, random: torch.Generator) -> Tensor:
+    """Fresh noise of that shape, drawn where the generator lives."""
+    return torch.randn(like.shape, generator=random, device=random.device).to(like.device)
+
+
 def _heun(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Generator, churned: float) -> Iterator[Tensor]:
     x = noise * sigmas[0]
     for sigma, following in itertools.pairwise(sigmas):
         raised = sigma * (1 + churned)
         if churned:
-            x = x + (raised**2 - sigma**2).sqrt() * torch.randn(x.shape, generator=random, device=x.device)
+            x = x + (raised**2 - sigma**2).sqrt() * _normal(x, random)
         slope = (x - denoise(x, raised)) / raised
         moved = x + (following - raised) * slope
         if following > 0:
@@ -135,7 +140,7 @@ def stochastic(denoise: Denoise, noise: Tensor, sigmas: Tensor, random: torch.Ge
         ratio = (following / sigma) ** 2
         clean = denoise(x, sigma)
         x = clean + ratio * (x - clean)
-        x = x + following * (1 - ratio).sqrt() * torch.randn(x.shape, generator=random, device=x.device)
+        x = x + following * (1 - ratio).sqrt() * _normal(x, random)
         yield x
 
 

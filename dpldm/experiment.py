@@ -158,13 +158,15 @@ class Progress:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device to work on: the one named, or the best there is.
+    """The device to work on: the one named; "auto" is a CUDA GPU where there is one, else the CPU.
+
+    A GPU adds in no fixed order, so there a run repeats only up to what rounding makes of it.
 
     Raises:
         ExperimentError: there is no such device here.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -275,8 +275,8 @@ class PixelDiffusion(NetworkBaseline):
             return lambda x, sigma: _denoise(network, x[:, None], sigma.expand(len(x), 1, 1), hot)[:, 0]
 
         for index, part in enumerate(labels.split(sampling.batch)):
-            random = torch.Generator(self.device).manual_seed(10_000 * seed + index)
-            noise = torch.randn(len(part), math.prod(self.filled), generator=random, device=self.device)
+            random = torch.Generator().manual_seed(10_000 * seed + index)
+            noise = torch.randn(len(part), math.prod(self.filled), generator=random).to(self.device)
             hot = one_hot(part.to(self.device), self.num_classes)
             denoise = diffusion.guided(denoiser(hot), denoiser(torch.zeros_like(hot)), sampling.guidance)
             *_, pixels = diffusion.SAMPLERS[sampling.sampler](denoise, noise, sigmas, random)

@@ -423,9 +423,10 @@ class LatentDiffusion:
         yield from self._walk(labels, start, random, sampling)
 
     def _start(self, count: int, seed: int) -> tuple[Tensor, torch.Generator]:
-        """Where sampling starts, standard normal (count, dim), and the generator of what is drawn after that."""
-        random = torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(count, self.compressor.dim, generator=random, device=self.device), random
+        """Where sampling starts, standard normal (count, dim), and the generator of what is drawn after that; on the
+        CPU, so that a seed draws the same images on every device."""
+        random = torch.Generator().manual_seed(seed)
+        return torch.randn(count, self.compressor.dim, generator=random).to(self.device), random
 
     @torch.no_grad()
     def _walk(

@@ -1,5 +1,6 @@
 """A small book that has everything the real one has, for the tests of the machinery and of the pages."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from dpldm import book
+
+# Most tests compare what the CPU computes, bit for bit; the one that wants a GPU gives it to a process of its own.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Where a shell starts the tests in the background, it has Ctrl-C ignored, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +25,7 @@ from dpldm.privacy import PrivacyError, PrivateData
 from dpldm.results import RecordError
 from dpldm.synthesis import SamplingSettings, SynthesisSettings
 
+ROOT = Path(__file__).resolve().parent.parent
 FIT = ["compression", "diffusion", "selection", "transport"]
 STAGES = [*FIT, "samples", *(f"evaluation-{part}" for part in evaluation.PARTS)]
 
@@ -200,6 +205,23 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert torch.equal(done.images(), made.images())
     assert {line.split(":")[0] for line in done.lines if "done earlier" in line} == finished
     assert done.record["seconds"]["compression"] == before["compression"]  # measured once
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no GPU of NVIDIA here")
+def test_a_synthesizer_of_a_gpu_draws_nearly_the_same_on_the_cpu(data: Path, tmp_path: Path) -> None:
+    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+
+    def dpldm(*arguments: str | Path) -> None:
+        subprocess.run([sys.executable, "-m", "dpldm", *arguments], env=seen, check=True, cwd=ROOT)
+
+    asked = ["--data", data, "--epsilon", "2", "--delta", "1e-4", "--profile", "smoke", "--n-synthetic", "200"]
+    dpldm("run", *asked, "--device", "cuda", "--out", tmp_path / "records", "--runs", tmp_path / "runs")
+    (made,) = (tmp_path / "runs").glob("*/synthetic.npz")
+    drawn = tmp_path / "drawn.npz"
+    model = made.with_name("synthesizer.safetensors")
+    dpldm("sample", model, "--n", "200", "--device", "cpu", "--out", drawn)
+    first, second = (results.load_images(path)[0] for path in (made, drawn))
+    assert (first - second).abs().mean() < 0.02  # rounding may take another candidate here and there
 
 
 def test_a_recorded_run_is_not_made_again(described: Experiment, made: Made) -> None:
