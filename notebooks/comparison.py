@@ -57,9 +57,8 @@ rows = comparison.measured(records.values())
 # without public data, for `quick`, which has minutes on a processor, lower. Published figures come from
 # `book/published.csv`, ours from the records: the mean over seeds of the whole synthesis, ± one standard deviation over them.
 # Accuracy of the CNN on real test images in per cent, for both data sets, whatever this build is made for. A dagger marks the
-# best of three large classifiers, which is a more favourable protocol than a CNN. The runs of `paper` have digits with more
-# contrast at an ε below a half, and classifiers with twice the passes; they take some hours on two cores, and use a GPU
-# where there is one:
+# best of three large classifiers, which is a more favourable protocol than a CNN. The runs of `paper` make the same images and
+# score them with twice the passes of every classifier; they take some hours on two cores, and use a GPU where there is one:
 # `dpldm sweep --dataset mnist fashion_mnist --epsilon 10 1 0.2 --seeds 3 --profile paper --workers 1` makes all of them.
 
 # %%
