@@ -152,7 +152,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         inked,
         (*lit[:2], replace(base, last=lit[2])),
         ("no-floor", "no floor under decoded pixels", with_pca(replace(pca, floor=0.0))),
-        ("half-dimensions", f"at most {pca.dim // 2} latent dimensions", with_pca(replace(pca, dim=pca.dim // 2))),
+        ("half-dimensions", "half of the latent dimensions at most", with_pca(replace(pca, dim=pca.dim // 2))),
         ("all-frequencies", "all cosine frequencies kept", with_pca(replace(pca, frequencies=28))),
         ("more-gradients", "more budget for DP-SGD", replace(base, mixture_share=base.mixture_share / 2)),
         decoder,

@@ -414,16 +414,17 @@ def read_targets(path: Path) -> pd.DataFrame:
     return found
 
 
-def own_runs(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """This book's method on whole data sets, with the CNN: a row for each dataset, ε, profile and public data.
+def runs_of(records: Iterable[Mapping[str, Any]], method: str = OWN) -> pd.DataFrame:
+    """A method on whole data sets, with the CNN: a row for each dataset, ε, profile and public data.
 
     Returns:
-        `dataset`, `epsilon`, `profile`, `public_data` (empty for none), `seeds` (of the synthesis), `cnn` (mean over
-        them of the mean over classifiers) and `spread` (one standard deviation over the seeds, NaN for one).
+        `dataset`, `epsilon` (NaN without privacy), `profile`, `public_data` (empty for none), `seeds` (of the
+        synthesis), `cnn` (mean over them of the mean over classifiers) and `spread` (one standard deviation over the
+        seeds, NaN for one).
     """
     by_name = {results.record_name(record): record for record in records}
     rows = measured(by_name.values())
-    rows = rows[(rows["method"] == OWN) & rows["whole"].astype(bool) & rows["cnn"].notna()]
+    rows = rows[(rows["method"] == method) & rows["whole"].astype(bool) & rows["cnn"].notna()]
     runs = [
         pd.Series([np.mean(by_name[name]["metrics"]["accuracy"]["cnn"]) for name in names], dtype=float)
         for names in rows["records"]
@@ -434,13 +435,18 @@ def own_runs(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def aims_as_shown(own: pd.DataFrame, published: pd.DataFrame, targets: pd.DataFrame) -> pd.DataFrame:
+def aims_as_shown(
+    own: pd.DataFrame, published: pd.DataFrame, targets: pd.DataFrame, yardsticks: Mapping[str, pd.DataFrame]
+) -> pd.DataFrame:
     """Published figures, targets and our own, one column for each data set and ε; accuracy of the CNN in per cent.
+
+    Below them what is reached without privacy, the same at every ε.
 
     A dagger marks the best of three large classifiers, which is another protocol than that of a CNN.
 
     Args:
-        own: from `own_runs`. published: from `read_published`. targets: from `read_targets`, with the columns' places.
+        own: from `runs_of`. published: from `read_published`. targets: from `read_targets`, with the columns' places.
+        yardsticks: more from `runs_of`, of methods without privacy, by what they are called.
     """
     places = list(dict.fromkeys(zip(targets["dataset"], targets["epsilon"], strict=True)))
     shown: dict[str, list[str]] = {
@@ -460,6 +466,13 @@ def aims_as_shown(own: pd.DataFrame, published: pd.DataFrame, targets: pd.DataFr
             shown[f"ours, {profile}{f', public data: {used}' if used else ''}"] = [
                 _seeds_in_words(mine.loc[place]) if place in mine.index else NOTHING for place in places
             ]
+    for name, runs in yardsticks.items():
+        for profile in profiles[::-1]:
+            free = runs[runs["profile"] == profile].set_index("dataset")
+            if len(free):
+                shown[f"{name}, {profile}"] = [
+                    _seeds_in_words(free.loc[dataset]) if dataset in free.index else NOTHING for dataset, _ in places
+                ]
     table = pd.DataFrame.from_dict(shown, orient="index", columns=[_place_in_words(*place) for place in places])
     return table.rename_axis("CNN (%)").reset_index()
 

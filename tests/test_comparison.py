@@ -331,19 +331,21 @@ def test_our_scores_are_means_over_seeds_of_the_synthesis():
     """Not over all classifiers: their spread is smaller or larger than that of whole runs."""
     runs = [record(cnn=(0.90, 0.92)), record(seed=1, cnn=(0.95, 0.97)), record(seed=2, cnn=(0.93, 0.93))]
     other = [record("dp-merf"), record(epsilon=1.0, public_data="shapes"), record(epsilon=1.0, settings={"limit": 9})]
-    own = comparison.own_runs([*runs, *other]).set_index(["epsilon", "public_data"])
+    own = comparison.runs_of([*runs, *other]).set_index(["epsilon", "public_data"])
     ten = own.loc[(10.0, "")]
     assert (ten["seeds"], ten["cnn"]) == (3, pytest.approx(0.9333333))
     assert ten["spread"] == pytest.approx(np.std([0.91, 0.96, 0.93], ddof=1))
     assert list(own.index) == [(10.0, ""), (1.0, "shapes")]
-    assert comparison.own_runs([]).empty
+    assert comparison.runs_of([]).empty
 
 
 def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
-    own = comparison.own_runs(
+    own = comparison.runs_of(
         [record(cnn=(0.95,)), record(seed=1, cnn=(0.97,)), record(epsilon=1.0, public_data="shapes")]
     )
-    shown = comparison.aims_as_shown(own, comparison.read_published(PUBLISHED), comparison.read_targets(TARGETS))
+    published, targets = comparison.read_published(PUBLISHED), comparison.read_targets(TARGETS)
+    real = comparison.runs_of([record("real", epsilon=None, profile="paper", cnn=(0.99,))], "real")
+    shown = comparison.aims_as_shown(own, published, targets, {"real images": real})
     assert list(shown)[1:] == [f"{name}, ε = {e}" for name in ("MNIST", "Fashion-MNIST") for e in (10, 1, 0.2)]
     rows = shown.set_index("CNN (%)")
     assert list(rows.loc["DP-Sinkhorn, published"]) == ["83.2", "–", "–", "71.1", "–", "–"]
@@ -355,7 +357,9 @@ def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
     assert list(rows.loc["ours, quick"]) == ["96.0\u00a0±\u00a01.4 (2 seeds)", *["–"] * 5]
     assert list(rows.loc["ours, paper"]) == ["–"] * 6
     assert rows.loc["ours, quick, public data: shapes"].iloc[1] == "95.5 (1 seed)"
-    assert list(rows.index)[-3:] == ["ours, quick", "ours, paper", "ours, quick, public data: shapes"]
+    assert list(rows.loc["real images, paper"]) == ["99.0 (1 seed)"] * 3 + ["–"] * 3
+    ours = ["ours, quick", "ours, paper", "ours, quick, public data: shapes"]
+    assert list(rows.index)[-4:] == [*ours, "real images, paper"]
 
 
 @pytest.mark.parametrize(
@@ -368,13 +372,13 @@ def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
 )
 def test_a_target_is_met_or_missed(target, words, counts):
     runs = [record(cnn=(0.96,)), record(epsilon=1.0, cnn=(0.99,)), record(profile="paper", public_data="shapes")]
-    said = comparison.aims_in_words(comparison.own_runs(runs), aims(quick=target, paper=0.9))
+    said = comparison.aims_in_words(comparison.runs_of(runs), aims(quick=target, paper=0.9))
     assert said == [
         f"Of 2 targets: {counts} measured yet.",
         f"MNIST, quick: at ε = 10 the target of {100 * target:.1f} % is {words}.",
         "MNIST, paper: at ε = 10 the target of 90.0 % is not measured yet.",  # not with public data
     ]
-    assert comparison.aims_in_words(comparison.own_runs([]), aims()) == []
+    assert comparison.aims_in_words(comparison.runs_of([]), aims()) == []
 
 
 def test_distances_that_should_be_halved():
