@@ -483,7 +483,7 @@ def _place_in_words(dataset: str, epsilon: float) -> str:
 
 def _seeds_in_words(run: pd.Series) -> str:
     spread = "" if math.isnan(run["spread"]) else f"\u00a0±\u00a0{100 * run['spread']:.1f}"
-    return f"{100 * run['cnn']:.1f}{spread} ({run['seeds']} seed{'s' if run['seeds'] > 1 else ''})"
+    return f"{100 * run['cnn']:.1f}{spread} ({run['seeds']}\u00a0seed{'s' if run['seeds'] > 1 else ''})"
 
 
 def _quoted(published: pd.DataFrame, place: tuple[str, float], method: str) -> str:

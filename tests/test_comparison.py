@@ -354,10 +354,10 @@ def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
     best = [cell.split()[0] for cell in rows.loc["best published without public data"]]
     assert best == ["98.5†", "97.3†", "86.3", "88.3†", "83.4†", "73.4†"]
     assert list(rows.loc["target, quick"]) == ["97.0", "95.0", "90.0", "84.0", "80.0", "76.0"]
-    assert list(rows.loc["ours, quick"]) == ["96.0\u00a0±\u00a01.4 (2 seeds)", *["–"] * 5]
+    assert list(rows.loc["ours, quick"]) == ["96.0\u00a0±\u00a01.4 (2\u00a0seeds)", *["–"] * 5]
     assert list(rows.loc["ours, paper"]) == ["–"] * 6
-    assert rows.loc["ours, quick, public data: shapes"].iloc[1] == "95.5 (1 seed)"
-    assert list(rows.loc["real images, paper"]) == ["99.0 (1 seed)"] * 3 + ["–"] * 3
+    assert rows.loc["ours, quick, public data: shapes"].iloc[1] == "95.5 (1\u00a0seed)"
+    assert list(rows.loc["real images, paper"]) == ["99.0 (1\u00a0seed)"] * 3 + ["–"] * 3
     ours = ["ours, quick", "ours, paper", "ours, quick, public data: shapes"]
     assert list(rows.index)[-4:] == [*ours, "real images, paper"]
 
@@ -365,9 +365,9 @@ def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
 @pytest.mark.parametrize(
     ("target", "words", "counts"),
     [
-        (0.95, "met, 1.0 points above: 96.0 (1 seed)", "1 met, 0 missed, 1 not"),
-        (0.97, "missed by 1.0 points: 96.0 (1 seed)", "0 met, 1 missed, 1 not"),
-        (0.96, "met exactly: 96.0 (1 seed)", "1 met, 0 missed, 1 not"),
+        (0.95, "met, 1.0 points above: 96.0 (1\u00a0seed)", "1 met, 0 missed, 1 not"),
+        (0.97, "missed by 1.0 points: 96.0 (1\u00a0seed)", "0 met, 1 missed, 1 not"),
+        (0.96, "met exactly: 96.0 (1\u00a0seed)", "1 met, 0 missed, 1 not"),
     ],
 )
 def test_a_target_is_met_or_missed(target, words, counts):
