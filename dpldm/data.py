@@ -13,9 +13,12 @@ import gzip
 import hashlib
 import http.client
 import io
+import math
 import os
 import pickle
 import queue
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,12 +30,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +46,7 @@ CONNECT_SECONDS = 5.0  # a mirror that has not answered by then counts as unreac
 STALL_SECONDS = 20.0  # a transfer that stands still for this long is given up
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+ROUNDING = 1e-3  # how far pixels may lie outside [0, 1] by arithmetic alone; they are refused, but may be clipped
 
 
 class DataError(ValueError):
@@ -104,7 +109,9 @@ def check(data: ImageData) -> ImageData:
     dpldm.data.DataError: dots: expected pixels in [0, 1], but image 0 has values 2 to 2: rescale the images
     """
     _check_shape(data.name, data.images.shape, data.images.dtype == torch.float32)
-    _check_pixels(data.name, data.images)
+    if fault := pixel_fault(data.images):
+        raise DataError(f"{data.name}: {fault}")
+    _check_scale(data.name, data.images)
     _check_labels(data.name, data.labels, len(data.images), data.num_classes)
     return data
 
@@ -144,18 +151,38 @@ def _check_side(name: str, height: int, width: int) -> None:
         raise DataError(f"{name}: expected {expected}, got {height} x {width}: resize the images first")
 
 
-def _check_pixels(name: str, images: Tensor) -> None:
+def pixel_fault(images: Tensor) -> str | None:
+    """What is wrong with pixels (N, ...) that should be in [0, 1], and the way out; None where nothing is.
+
+    >>> pixel_fault(torch.tensor([[0.5], [1.0000001]]))
+    'expected pixels in [0, 1], but image 1 has values 1.00000012 to 1.00000012: clip the images, it is only rounding'
+    """
     lowest, highest = (float(value) for value in images.aminmax())  # both NaN as soon as one pixel is
     if lowest >= 0 and highest <= 1:
-        return
+        return None
     flat = images.flatten(1)
     if not bool(torch.isfinite(flat).all()):
         first = int((~torch.isfinite(flat).all(1)).nonzero()[0, 0])
-        raise DataError(f"{name}: image {first} has NaN or infinite pixels, expected [0, 1]: fix or remove it")
+        return f"image {first} has NaN or infinite pixels, expected [0, 1]: fix or remove it"
     first = int(((flat < 0) | (flat > 1)).any(1).nonzero()[0, 0])
     low, high = float(flat[first].min()), float(flat[first].max())
-    way_out = "divide by 255" if lowest >= 0 and 2 < highest <= 255 else "rescale the images"
-    raise DataError(f"{name}: expected pixels in [0, 1], but image {first} has values {low:g} to {high:g}: {way_out}")
+    if lowest >= -ROUNDING and highest <= 1 + ROUNDING:
+        way_out = "clip the images, it is only rounding"
+    else:
+        way_out = "divide by 255" if lowest >= 0 and 2 < highest <= 255 else "rescale the images"
+    return f"expected pixels in [0, 1], but image {first} has values {low:.9g} to {high:.9g}: {way_out}"
+
+
+def _check_scale(name: str, images: Tensor) -> None:
+    """Refuses images that are nearly black because their 0 and 1 were taken for bytes, or because they were divided by
+    255 once too often; all of them black is no mistake of scale."""
+    highest = float(images.max())
+    if 0 < highest <= 1.001 / 255:
+        expected = "expected some pixel above 1 of 255 (as floats: above 1/255)"
+        raise DataError(
+            f"{name}: {expected}, but the brightest is {255 * highest:.3g} of 255: multiply the images by 255 (a mask "
+            "of 0 and 1 as uint8 and floats divided twice look like this), or give 0 to 1 as floats"
+        )
 
 
 def _check_labels(name: str, labels: Tensor, count: int, num_classes: int | None) -> None:
@@ -680,14 +707,17 @@ def load_own(path: Path | str) -> ImageData:
     """Your own images, from an `.npz` file or from a folder with one sub-folder of images per class.
 
     `.npz`: `images` of shape (N, side, side), (N, side, side, 1 or 3) or (N, 1 or 3, side, side), as uint8 in 0..255
-    or as floats in [0, 1], and `labels`, integers (N,) that use every class from 0 on.
+    or as floats in [0, 1], and `labels`, integers (N,) that use every class from 0 on, or texts, the names of the
+    classes. `class_names`, texts (number of classes,), may say what the integers stand for.
     Folder: classes are numbered by the sorted names of their sub-folders; images are png, jpg, bmp, webp or tiff, all
-    grey or all RGB. Names that start with a dot are passed over.
+    grey or all RGB, turned upright where their EXIF orientation says so. Names that start with a dot are passed over.
+    Names are sorted with the numbers in them as numbers: 2 comes before 10.
     Both: square, side 8 to 64 pixels, at least 10 images. `sha256` has the sum of the file, or for a folder the sum of
     the lines "<sum>  <class>/<file>\\n" of its images in the order they were read.
     Raises DataError for anything else, before reading many pixels where it can; OSError if a file can't be opened.
     """
     place = Path(path)
+    _check_name(place)
     if place.is_dir():
         return check(_load_folder(place))
     if not place.exists():
@@ -701,11 +731,14 @@ def _load_npz(path: Path) -> ImageData:
     expected = "expected an .npz file with the arrays `images` and `labels`"
     try:
         with zipfile.ZipFile(path) as archive:
-            shape, kind = _npy_header(archive, "images")
-            _npy_header(archive, "labels")
-        _check_npz_images(path.name, shape, kind)
+            images = _npy_header(archive, "images")
+            _check_npz_images(path.name, images.shape, images.kind)
+            for key in ("labels", *_optional(archive, "class_names")):
+                _check_held(path.name, key, _npy_header(archive, key))
+            _check_held(path.name, "images", images)
         with np.load(path, allow_pickle=False) as arrays:
             labels, pixels = arrays["labels"], arrays["images"]
+            names = arrays.get("class_names")
     except KeyError as error:
         raise DataError(f"{path}: {expected}, {error.args[0]}: write it with numpy.savez") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -714,19 +747,61 @@ def _load_npz(path: Path) -> ImageData:
         raise
     except ValueError as error:
         raise DataError(f"{path}: {expected} of numbers, got something else ({error})") from error
-    if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
+    classes, class_names = _classes(path.name, labels, len(pixels), names)
+    return ImageData(path.stem, _to_images(pixels), classes, class_names, {path.name: _file_sha256(path)})
+
+
+def _optional(archive: zipfile.ZipFile, key: str) -> list[str]:
+    return [key] if f"{key}.npy" in archive.namelist() else []
+
+
+def _classes(name: str, labels: np.ndarray, count: int, names: np.ndarray | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Class numbers (N,) and the names of the classes, from integers or from texts."""
+    if labels.dtype.kind in "US" and labels.shape == (count,):
+        try:
+            texts = labels.astype(str)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: expected labels as integers or texts, got other bytes: convert them") from error
+        class_names = tuple(sorted({str(text) for text in texts}, key=_by_numbers))
+        numbers = {text: number for number, text in enumerate(class_names)}
+        return torch.tensor([numbers[str(text)] for text in texts], dtype=torch.int64), class_names
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
         arrived = f"{labels.dtype} {labels.shape}"
-        raise DataError(f"{path.name}: expected integer labels of shape ({len(pixels)},), got {arrived}: convert them")
+        raise DataError(f"{name}: expected integer labels of shape ({count},) or texts, got {arrived}: convert them")
     if labels.dtype == np.uint64 and labels.max() > np.iinfo(np.int64).max:
-        raise DataError(f"{path.name}: label {labels.max()} is out of range, expected 0 to the number of classes - 1")
+        raise DataError(f"{name}: label {labels.max()} is out of range, expected 0 to the number of classes - 1")
     classes = torch.from_numpy(labels.astype(np.int64))
-    _check_labels(path.name, classes, len(pixels), num_classes=None)
-    names = tuple(str(label) for label in range(int(classes.max()) + 1))
-    return ImageData(path.stem, _to_images(pixels), classes, names, {path.name: _file_sha256(path)})
+    if names is None:
+        _check_labels(name, classes, count, num_classes=None)
+        return classes, tuple(str(label) for label in range(int(classes.max()) + 1))
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise DataError(f"{name}: expected `class_names` as texts, one per class, got {names.dtype} {names.shape}")
+    _check_labels(name, classes, count, len(names))
+    return classes, tuple(map(str, names))
 
 
-def _npy_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array in an .npz without reading its data; KeyError if it is not there."""
+def _by_numbers(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """A key that sorts the numbers in names as numbers, before letters.
+
+    >>> sorted(["a10", "b", "10", "a2", "2"], key=_by_numbers)
+    ['2', '10', 'a2', 'a10', 'b']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple(
+        (len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (10**9, part) for part in parts
+    ), name
+
+
+class _Header(NamedTuple):
+    """What the header of an array says, and how many bytes of data follow it."""
+
+    shape: tuple[int, ...]
+    kind: np.dtype
+    held: int
+
+
+def _npy_header(archive: zipfile.ZipFile, key: str) -> _Header:
+    """The header of an array in an .npz, without reading its data; KeyError if it is not there."""
     if f"{key}.npy" not in archive.namelist():
         found = ", ".join(f"`{name.removesuffix('.npy')}`" for name in archive.namelist()) or "nothing"
         raise KeyError(f"`{key}` is missing, found {found}")
@@ -734,7 +809,22 @@ def _npy_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(stream)
-    return shape, kind
+        return _Header(shape, kind, archive.getinfo(f"{key}.npy").file_size - stream.tell())
+
+
+def _check_held(name: str, key: str, header: _Header) -> None:
+    """Nothing is allocated on a header's word alone, and nothing unpickled."""
+    if header.kind.kind == "O":
+        raise DataError(
+            f"{name}: expected `{key}` as numbers or texts, got Python objects: convert them, as with "
+            f"numpy.savez(..., {key}={key}.astype(str))"
+        )
+    claimed = math.prod(header.shape) * header.kind.itemsize
+    if claimed != header.held:
+        raise DataError(
+            f"{name}: expected {claimed:,} bytes of `{key}`, as its header says, found {header.held:,}: the file is "
+            "damaged, write it again"
+        )
 
 
 def _check_npz_images(name: str, shape: tuple[int, ...], kind: np.dtype) -> None:
@@ -761,20 +851,23 @@ def _to_images(pixels: np.ndarray) -> Tensor:
 
 
 def _load_folder(folder: Path) -> ImageData:
-    class_folders = _visible(folder)
+    class_folders = sorted(_visible(folder), key=lambda path: _by_numbers(path.name))
     strays = [path for path in class_folders if not path.is_dir()]
     if strays or not class_folders:
         arrived = f"found the file {strays[0].name}" if strays else "it is empty"
-        raise DataError(f"{folder}: expected one sub-folder of images per class, {arrived}: move the images into some")
+        way_out = _move_away(strays) if strays else "move the images into some"
+        raise DataError(f"{folder}: expected one sub-folder of images per class, {arrived}: {way_out}")
+    files = {class_folder: _visible(class_folder) for class_folder in class_folders}
+    for class_folder, paths in files.items():
+        if not paths:
+            raise DataError(f"{class_folder} is empty: expected images of that class, add some or remove the folder")
+    _check_files([path for paths in files.values() for path in paths])
     pixels: list[np.ndarray] = []
     labels: list[int] = []
     listing = hashlib.sha256()
-    for label, class_folder in enumerate(class_folders):
-        paths = _visible(class_folder)
-        if not paths:
-            raise DataError(f"{class_folder} is empty: expected images of that class, add some or remove the folder")
+    for label, (class_folder, paths) in enumerate(files.items()):
         for path in paths:
-            content = _read_image_file(path)
+            content = path.read_bytes()
             pixels.append(_decode(path, content))
             labels.append(label)
             listing.update(f"{hashlib.sha256(content).hexdigest()}  {class_folder.name}/{path.name}\n".encode())
@@ -791,26 +884,70 @@ def _visible(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
 
 
-def _read_image_file(path: Path) -> bytes:
-    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-        raise DataError(f"{path}: expected image files ({', '.join(IMAGE_SUFFIXES)}) and nothing else: move it away")
-    return path.read_bytes()
+def _check_files(paths: Sequence[Path]) -> None:
+    """Refuses what is no image by its name, before any is read: a skipped file could be an image somebody misses."""
+    for path in paths:
+        _check_name(path)
+        _check_name(path.parent)
+    strays = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file()]
+    if strays:
+        raise DataError(
+            f"{strays[0]}: expected image files ({', '.join(IMAGE_SUFFIXES)}) and nothing else: {_move_away(strays)}"
+        )
+
+
+def _move_away(strays: Sequence[Path]) -> str:
+    """The one command that takes such files out of the way and loses none of them."""
+    kept = "not-images"
+    kind = f" -name {shlex.quote('*' + strays[0].suffix)}" if strays[0].suffix and len(strays) > 1 else ""
+    if len(strays) == 1 or not kind:
+        return f"move it away: mkdir -p {kept} && mv -n {shlex.quote(str(strays[0]))} {kept}/"
+    top = shlex.quote(os.path.commonpath([str(path.parent) for path in strays]))
+    return f"move {len(strays)} files away: mkdir -p {kept} && find {top} -type f{kind} -exec mv -n {{}} {kept}/ \\;"
+
+
+def _check_name(path: Path) -> None:
+    """Names end up in records and messages, which are UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{shown}: expected a name in UTF-8, got other bytes: rename the file or folder") from None
 
 
 def _decode(path: Path, content: bytes) -> np.ndarray:
-    """uint8 (side, side) of a grey image or (side, side, 3) of an RGB one."""
+    """uint8 (side, side) of a grey image or (side, side, 3) of an RGB one, upright."""
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-            mode, (width, height), frames = image.mode, image.size, getattr(image, "n_frames", 1)
-            if mode in ("L", "RGB") and frames == 1:
+            arrived, (width, height) = _unwanted(image), image.size
+            if arrived is None:
                 _check_side(str(path), height, width)
-                return np.asarray(image)
+                return np.asarray(ImageOps.exif_transpose(image))
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        reason = f"damaged, or none of {', '.join(IMAGE_FORMATS)}"
+        raise DataError(f"{path} can't be read as an image ({reason}): replace or remove it") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"{path} can't be read as an image ({error}): replace or remove it") from error
-    arrived = f"{frames} frames" if frames != 1 else f"mode {mode}"
     raise DataError(f"{path}: expected one grey (L) or RGB image of 8 bits, got {arrived}: convert it first")
+
+
+def _unwanted(image: Image.Image) -> str | None:
+    """What makes an image other than one opaque grey or RGB image of 8 bits, in words; None where it is one.
+
+    Pillow gives 16 bits of red, green and blue as 8, and a transparent colour as if it were opaque.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1:
+        return f"{frames} frames"
+    if image.mode not in ("L", "RGB"):
+        return f"mode {image.mode}"
+    if any(re.search(r";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", [])):
+        return f"mode {image.mode} of 16 bits"
+    if "transparency" in image.info:
+        return f"mode {image.mode} with a transparent colour"
+    return None
 
 
 def _describe(pixels: np.ndarray) -> str:
