@@ -24,7 +24,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ("dataset", "epsilon", "delta", "seed", "profile")  # of the reference run; the same in every notebook
+SHARED = ("dataset", "epsilon", "seed", "profile")  # of the reference run; the same in every notebook
+TOC_KEYS = (
+    "format", "root", "defaults", "options", "parts", "caption", "chapters", "sections", "file", "url", "glob",
+    "title", "entries", "subtrees", "numbered", "maxdepth", "hidden", "reversed", "titlesonly",
+)  # fmt: skip
 PACKAGE = "dpldm"
 KERNEL = "python3"
 Say = Callable[[str], None]
@@ -50,13 +54,15 @@ def notebooks(root: Path = ROOT) -> list[Notebook]:
     """The notebooks that `_toc.yml` names, in its order, which is the order of execution.
 
     Raises:
-        BookError: a page of `_toc.yml` is missing, or two notebooks differ in the default of a shared parameter.
+        BookError: a page of `_toc.yml` is missing, a source is no Python, or two notebooks differ in the default of a
+            shared parameter.
     """
     found = []
     for page in pages(root):
         folder, name = os.path.split(page)
         if folder == "executed":
             source = _existing(root / "notebooks" / f"{name}.py", root)
+            _check_python(source, root)
             found.append(Notebook(name, source, _defaults(source)))
         elif not any((root / f"{page}{suffix}").exists() for suffix in (".md", ".rst")):
             _existing(root / f"{page}.md", root)
@@ -72,21 +78,58 @@ def notebooks(root: Path = ROOT) -> list[Notebook]:
 
 
 def pages(root: Path = ROOT) -> list[str]:
-    """The pages of `_toc.yml` in reading order, without their suffixes."""
+    """The pages of `_toc.yml` in reading order, without their suffixes.
+
+    Raises:
+        BookError: with the line: it is no YAML, or has a key that no table of contents has.
+    """
     import yaml
 
-    def files(entry: Any) -> Iterator[str]:
-        if isinstance(entry, Mapping):
-            for key, value in entry.items():
-                if key in ("root", "file"):
-                    yield value
+    path = _existing(root / "_toc.yml", root)
+
+    def fault(mark: Any, said: str) -> BookError:
+        return BookError(f"_toc.yml, line {mark.line + 1}: {said}")
+
+    def files(node: Any) -> Iterator[str]:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value not in TOC_KEYS:
+                    raise fault(key.start_mark, f"unknown key {key.value!r}: expected one of {', '.join(TOC_KEYS)}")
+                if key.value in ("root", "file"):
+                    if not isinstance(value, yaml.ScalarNode) or not value.value:
+                        raise fault(key.start_mark, f"expected the path of a page after {key.value}: write it there")
+                    yield value.value
                 else:
                     yield from files(value)
-        elif isinstance(entry, list):
-            for item in entry:
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
                 yield from files(item)
 
-    return list(files(yaml.safe_load(_existing(root / "_toc.yml", root).read_text(encoding="utf-8"))))
+    try:
+        return list(files(yaml.compose(_text(path, root))))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise fault(mark, f"no YAML: {error.problem}") from None
+
+
+def _text(path: Path, root: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        said = f"expected UTF-8, got the byte {error.object[error.start]:#04x}: save it as UTF-8"
+        raise BookError(f"{path.relative_to(root)}, line {line}: {said}") from None
+
+
+def _check_python(source: Path, root: Path) -> None:
+    try:
+        ast.parse(_text(source, root))
+    except (SyntaxError, ValueError) as error:
+        if isinstance(error, BookError):
+            raise
+        line = getattr(error, "lineno", None) or 1
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise BookError(f"{source.relative_to(root)}, line {line}: no Python: {said}") from None
 
 
 def _existing(path: Path, root: Path) -> Path:
@@ -139,6 +182,9 @@ def check_parameters(found: Iterable[Notebook], parameters: Mapping[str, Any]) -
             kinds = (int, float) if isinstance(default, float) else (type(default),)
             if name in notebook.defaults and default is not None and type(value) not in kinds:
                 raise BookError(f"{name}: expected a {type(default).__name__} as in {notebook.name}, got {value!r}")
+            if isinstance(default, float) and isinstance(value, int) and abs(value) > sys.float_info.max:
+                got = f"one of {value.bit_length()} bits"
+                raise BookError(f"{name}: expected a number that fits a float, got {got}: choose a smaller one")
 
 
 def _check_by_library(found: Iterable[Notebook], parameters: Mapping[str, Any], root: Path) -> Path | None:
@@ -364,10 +410,15 @@ def changes(notebook: Notebook, now: Mapping[str, str], root: Path = ROOT) -> li
 
 
 @contextmanager
-def _quiet_kernel() -> Iterator[None]:
-    """Kernels of this Python, without the settings of its user, and reproducible in the order of sets."""
+def _quiet_kernel() -> Iterator[Path]:
+    """Kernels of this Python, without the settings of its user, and reproducible in the order of sets; gives the file
+    in which they note how far they are."""
+    from dpldm.heartbeat import VARIABLE
+
     with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "progress"
         changed = {
+            VARIABLE: str(told),
             "IPYTHONDIR": folder,
             "JUPYTER_RUNTIME_DIR": folder,
             "JUPYTER_PATH": "",
@@ -379,7 +430,7 @@ def _quiet_kernel() -> Iterator[None]:
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         try:
-            yield
+            yield told
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -393,14 +444,16 @@ def _check_kernel() -> None:
         raise BookError(f"expected the kernel {KERNEL} to run {sys.executable}, it runs {program}: remove that kernel")
 
 
-def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT, bar: bool = False) -> float:
+def execute(
+    notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT, say: Say = lambda line: None
+) -> float:
     """Execute a notebook into `executed/NAME.ipynb`; returns the wall time in seconds.
 
     The file is written when all has gone well, without anything that differs between two equal executions.
 
     Args:
         parameters: those that it does not have are left out; where there are none, it runs as it is.
-        bar: show a progress bar on standard error.
+        say: told every few seconds which cell is being executed and how far the run in it is, from another thread.
 
     Raises:
         BookError: a cell failed or wrote to standard error; names it, and the log that has the whole of it.
@@ -410,6 +463,7 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
     from nbclient.exceptions import CellControlSignal, DeadKernelError
     from traitlets.config import Config
 
+    from dpldm.heartbeat import Heartbeat
     from dpldm.results import write_atomically
 
     node, start, before = _read(notebook.source), time.monotonic(), inputs(notebook, parameters, root)
@@ -418,7 +472,8 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
     if given:
         _hide_defaults(node)
     try:
-        with _quiet_kernel():
+        cells = len(node.cells) + bool(given)  # papermill adds one
+        with _quiet_kernel() as told, Heartbeat(notebook.name, cells, told, say) as heartbeat:
             _check_kernel()
             done = papermill.execute_notebook(
                 node,
@@ -426,11 +481,14 @@ def execute(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT
                 parameters=given,
                 kernel_name=KERNEL,
                 cwd=root,
-                progress_bar={"desc": notebook.name, "leave": False} if bar else False,
+                progress_bar=False,
                 config=Config(
                     {
                         "KernelManager": {"transport_encryption": "auto"},
-                        "NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"]},
+                        "NotebookClient": {
+                            "extra_arguments": ["--IPKernelApp.log_level=50"],
+                            "on_cell_start": lambda **at: heartbeat.cell_started(**at),  # a function is not copied
+                        },
                     }
                 ),
             )
@@ -583,7 +641,6 @@ def build(
     site: bool = True,
     root: Path = ROOT,
     say: Say = print,
-    bar: bool = False,
 ) -> None:
     """Execute what has changed, then make the site.
 
@@ -603,14 +660,14 @@ def build(
     if unknown:
         names = ", ".join(notebook.name for notebook in found)
         raise BookError(f"unknown notebook {unknown[0]!r}: expected one of {names}")
-    _execute_changed(chosen, found, parameters, root, say, bar)
+    _execute_changed(chosen, found, parameters, root, say)
     if site and not only:
         check_executed(found, parameters, root)
         build_site(root, say)
 
 
 def _execute_changed(
-    chosen: list[Notebook], found: list[Notebook], parameters: Mapping[str, Any], root: Path, say: Say, bar: bool
+    chosen: list[Notebook], found: list[Notebook], parameters: Mapping[str, Any], root: Path, say: Say
 ) -> None:
     """Two rounds: a notebook may have written a record that one before it reads. What reports on the build is last."""
     ordered = sorted(chosen, key=_reports)
@@ -628,7 +685,7 @@ def _execute_changed(
                     forget_stale_run(record, root, say)
                 checked = True
             say(f"{notebook.name} ({position} of {len(ordered)}): executing, {_shortened(why)}")
-            say(f"{notebook.name}: {execute(notebook, parameters, root, bar):.0f} s")
+            say(f"{notebook.name}: {execute(notebook, parameters, root, say):.0f} s")
 
 
 def _reports(notebook: Notebook) -> bool:

@@ -316,7 +316,6 @@ def _book(given: argparse.Namespace) -> None:
         given.only,
         not given.no_site,
         say=lambda line: print(line, flush=True),
-        bar=sys.stderr.isatty(),
     )
 
 
@@ -514,7 +513,6 @@ def _add_ablation(ablation: argparse.ArgumentParser) -> None:
 def _add_book(book: argparse.ArgumentParser) -> None:
     book.add_argument("--dataset", metavar="NAME", help="mnist or fashion_mnist (default: the notebooks')")
     book.add_argument("--epsilon", type=float, metavar="E", help="total budget ε (default: the notebooks')")
-    book.add_argument("--delta", type=float, metavar="D", help="δ (default: the notebooks')")
     book.add_argument("--seed", type=int, metavar="N", help="of everything random (default: the notebooks')")
     book.add_argument("--profile", metavar="NAME", help="smoke, quick or paper (default: the notebooks')")
     book.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these notebooks, and no site")

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dpldm import baselines, evaluation, privacy, results
+from dpldm import baselines, evaluation, heartbeat, privacy, results
 from dpldm import data as datasets
 from dpldm.compression import Compressor
 from dpldm.data import ImageData
@@ -148,13 +148,14 @@ class Folders:
 
 
 class Progress:
-    """What a run tells while it works; this one keeps quiet."""
+    """What a run tells while it works; this one keeps quiet, but for a build of the book that waits for it."""
 
     def say(self, line: str) -> None:
         """One line for the reader."""
 
     def track(self, stage: str, share: float) -> None:
         """That share (0 to 1) of a stage is done; may be called from any thread."""
+        heartbeat.note(stage, share)
 
 
 def choose_device(name: str = "auto") -> torch.device:
