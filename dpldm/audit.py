@@ -10,8 +10,8 @@ They don't know the noise. A canary that is left out adds nothing while the publ
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -23,19 +23,22 @@ from scipy.optimize import brentq
 from scipy.special import bdtrc, expit, ndtri
 from torch import Tensor, nn
 
-from dpldm import baselines, compression, diffusion, embedding, mixture, selection, synthesis, training
+from dpldm import compression, diffusion, mixture, synthesis, training
 from dpldm.baselines import ClassGaussianSettings, NoisedLatents
 from dpldm.privacy import (
     Allowance,
+    Answer,
     Ledger,
     Mechanism,
     NoiseSource,
     PrivacyError,
     PrivacySpec,
     PrivateData,
+    Release,
     clip_rows,
     gaussian_epsilon,
     gaussian_noise_multiplier,
+    watched,
 )
 from dpldm.synthesis import LatentDiffusion, SynthesisSettings
 from dpldm.training import FitSettings
@@ -238,50 +241,27 @@ def shuffled_delta_lower(noise_multiplier: float, steps: int, epsilon: float) ->
 # --- what an attacker sees --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Release:
-    """One Gaussian release: the sum that went in, what came out, and what the code says about its noise."""
-
-    value: Tensor
-    released: Tensor
-    sensitivity: float
-    noise_multiplier: float
+def in_turn(answers: Iterable[Tensor]) -> Answer:
+    """Answers for `privacy.watched` that replay an earlier run on other images: one for each full-batch release, in
+    order. What DP-SGD releases stays as it is."""
+    following = iter(answers)
+    return lambda one: one.released if one.gradients else next(following)
 
 
-@contextmanager
-def watched(answers: Sequence[Tensor] | None = None) -> Iterator[list[Release]]:
-    """Everything that Gaussian mechanisms on all images release inside the block, in order.
-
-    With ``answers``, the mechanisms give those instead, which replays an earlier run on other images. The noise is
-    drawn in both cases, so what else comes from the same source stays the same.
-    """
-    seen: list[Release] = []
-
-    def watch(real: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def mechanism(value: Tensor, sensitivity: float, noise_multiplier: float, noise: NoiseSource) -> Tensor:
-            released = real(value, sensitivity, noise_multiplier, noise)
-            if answers is not None:
-                released = answers[len(seen)]
-            seen.append(Release(value.detach().clone(), released.detach().clone(), sensitivity, noise_multiplier))
-            return released
-
-        return mechanism
-
-    with ExitStack() as stack:
-        for module in (baselines, compression, embedding, mixture, selection):
-            stack.enter_context(patch.object(module, "gaussian_mechanism", watch(module.gaussian_mechanism)))
-        yield seen
+def full_batch(releases: Iterable[Release]) -> list[Release]:
+    """Those of mechanisms on all images at once."""
+    return [one for one in releases if not one.gradients]
 
 
 def uncharged(ledger: Ledger, releases: Sequence[Release]) -> list[str]:
     """What the ledger leaves out or says wrong about full-batch releases, one line each; empty if all is charged."""
     charged = [m for m in ledger.mechanisms if m.sample_rate == 1 for _ in range(m.steps)]
-    lines = []
+    lines, releases = [], full_batch(releases)
     for index, release in enumerate(releases):
         said = charged[index] if index < len(charged) else None
         if said is None:
             lines.append(f"release {index + 1} of {len(releases)} is not in the ledger")
-        elif (said.sensitivity, said.noise_multiplier) != (release.sensitivity, release.noise_multiplier):
+        elif said != release.mechanism:
             lines.append(f"release {index + 1} is not the {said.name!r} that the ledger says")
     return lines
 
@@ -387,9 +367,9 @@ def _evidence(
 
     def go(examples: Examples, answers: Sequence[Tensor] | None = None) -> tuple[list[Release], Ledger]:
         guard = guarded(examples, n)
-        with watched(answers) as seen, _only_the_first(len(examples)):
+        with watched(None if answers is None else in_turn(answers)) as seen, _only_the_first(len(examples)):
             fit(guard, NoiseSource.seeded(seed))
-        return seen, guard.ledger
+        return full_batch(seen), guard.ledger
 
     releases, ledger = go(taking_part)
     answers = [release.released for release in releases]
@@ -409,7 +389,7 @@ def _weigh(
     names += ["not in the ledger"] * (len(releases) - len(names))
     found: dict[str, _Evidence] = {}
     for j, (name, release) in enumerate(zip(names, releases, strict=True)):
-        std = release.sensitivity * max(release.noise_multiplier, 1e-6)
+        std = release.mechanism.sensitivity * max(release.mechanism.noise_multiplier, 1e-6)
         signal = torch.stack([values[j] for values in alone]).double() / std
         rest = (release.released.flatten().double() - background[j].double()) / std
         one = _Evidence(signal @ signal.T, signal @ rest)
@@ -482,19 +462,11 @@ def gradient_canaries(mechanism: Mechanism, canaries: int, seed: int, noise: Noi
         return module(rows)[:, 0]
 
     settings = FitSettings(steps=mechanism.steps, batch=canaries, ema_decay=0.0)
-    total = torch.zeros(canaries)
-    real = training.NoisyOptimizer.add_noise
-
-    def add_noise(self: training.NoisyOptimizer) -> None:
-        real(self)
-        total.add_(self.params[0].grad.detach().flatten())
-
-    with patch.object(training.NoisyOptimizer, "add_noise", add_noise):
-        for _ in training.fit_private(
-            network, loss, canaries, mechanism, settings, noise or NoiseSource.seeded(seed + 1)
-        ):
+    source = noise or NoiseSource.seeded(seed + 1)
+    with watched() as seen:
+        for _ in training.fit_private(network, loss, canaries, mechanism, settings, source):
             pass
-    return CanaryScores(total, included)
+    return CanaryScores(torch.stack([one.released for one in seen]).sum(0), included)
 
 
 # --- attacks on what is published -------------------------------------------------------------------------------------
@@ -684,7 +656,7 @@ def audit_method(
         synthesizer, guard = build(seed), guarded(part, n)
         with watched() as seen, _only_the_first(len(part)):
             synthesizer.fit(guard)
-        return synthesizer, seen, guard.ledger
+        return synthesizer, full_batch(seen), guard.ledger
 
     attacked, releases, ledger = fitted(known + odd[included], seed)
     reference = fitted(known, seed + _ANOTHER_SEED)[0]
@@ -737,19 +709,19 @@ def _replay(
 ) -> list[Tensor]:
     """What ``part`` alone puts into each full-batch mechanism of a run that releases ``answers``; no DP-SGD is done."""
     last = 0
-    with watched(answers) as seen, _only_the_first(len(part)):
+    with watched(in_turn(answers)) as seen, _only_the_first(len(part)):
         guard = guarded(part, n)
         for stage in synthesizer.stages:
             last += sum(m.steps for m in ledger.mechanisms if m.stage == stage and m.sample_rate == 1)
             # what comes from synthetic images follows from the answers alone: the same for all, not computed for each
             synthesizer.selector.restore(attacked.selector.state())
             synthesizer.transport.restore(attacked.transport.state())
-            if len(seen) < last:
+            if len(full_batch(seen)) < last:
                 for _ in synthesizer.fit_stage(stage, guard):
-                    if len(seen) == last:
+                    if len(full_batch(seen)) == last:
                         break
             synthesizer.restore(stage, attacked.state(stage))
-    return _values(seen)
+    return _values(full_batch(seen))
 
 
 # --- three readings of the paper --------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from dpldm.privacy import (
     PrivateData,
     calibrate,
     clip_rows,
-    gaussian_mechanism,
     gaussian_noise_multiplier,
+    release,
 )
 from dpldm.synthesis import SamplingSettings
 
@@ -259,22 +259,22 @@ class NoisedLatents(ClassGaussian):
     def _fit_mixture(self, data: PrivateData, allowance: Allowance, noise: NoiseSource) -> Mixture:
         dim, floor = self.compressor.dim, self.settings.mixture.floor
         radius = self.settings.mixture.clip_norm * math.sqrt(dim)
-        release = allowance.mechanism("noised latents", "mixture", sensitivity=math.sqrt(2) * radius)
-        images, labels = data.read(release)
+        mechanism = allowance.mechanism("noised latents", "mixture", sensitivity=math.sqrt(2) * radius)
+        images, labels = data.read(mechanism)
         hot = one_hot(labels, data.num_classes) * radius
         rows = torch.cat([clip_rows(self.compressor.encode(images), radius), hot], dim=1)
-        rows = gaussian_mechanism(rows, release.sensitivity, release.noise_multiplier, noise)
-        return _gaussian_per_class(rows[:, :dim], rows[:, dim:].argmax(1), data.num_classes, release, floor)
+        rows = release(rows, mechanism, noise)
+        return _gaussian_per_class(rows[:, :dim], rows[:, dim:].argmax(1), data.num_classes, mechanism, floor)
 
 
 def _gaussian_per_class(
-    latents: Tensor, classes: Tensor, num_classes: int, release: Mechanism, floor: float
+    latents: Tensor, classes: Tensor, num_classes: int, mechanism: Mechanism, floor: float
 ) -> Mixture:
     """One Gaussian for each class of noised latents, with the known variance of the noise taken off."""
     counts = torch.bincount(classes, minlength=num_classes).clamp_min(1).float()
     sums = torch.zeros(num_classes, latents.shape[1]).index_add_(0, classes, latents)
     moments = torch.stack([latents[classes == c].T @ latents[classes == c] for c in range(num_classes)])
-    variance = (release.sensitivity * release.noise_multiplier) ** 2
+    variance = (mechanism.sensitivity * mechanism.noise_multiplier) ** 2
     moments = moments - variance * counts[:, None, None] * torch.eye(latents.shape[1])
     std = variance * math.sqrt(float(counts.mean()))  # of an entry of the sum of noise · noiseᵀ
     return mixture._mixture(counts[:, None], (sums / counts[:, None])[:, None], moments, 0.0, std, floor)

@@ -145,13 +145,12 @@ def _sample(given: argparse.Namespace) -> None:
     saved = experiment.load_synthesizer(given.model, experiment.choose_device(given.device))
     labels = _labels(given.labels, given.n, saved.class_names)
     sampling = _sampling(saved.settings, given, saved.method)
-    said = experiment.statement(saved.privacy)
     results.check_writable(given.out.parent)
     seed = saved.seed if given.seed is None else given.seed
     with _progress() as progress:
         images = experiment.sample(saved, labels, seed, sampling, progress)
     grid = experiment.write_samples(given.out, images, labels, saved)
-    print(f"{len(images):,} images in {given.out}, a grid of them in {grid}\nprivacy: {said['claim']}")
+    print(f"{len(images):,} images in {given.out}, a grid of them in {grid}\nprivacy: {saved.statement['claim']}")
 
 
 def _labels(wanted: str, n: int, names: Sequence[str]) -> Any:
@@ -239,10 +238,11 @@ def _data(given: argparse.Namespace) -> None:
 
 
 def _privacy(given: argparse.Namespace) -> None:
-    from dpldm import privacy, results
+    from dpldm import data, privacy, results
 
     path = given.record if given.record.exists() else RECORDS / given.record
-    print(path.name, *privacy.in_words(results.read(path)["privacy"]), sep="\n")
+    record = results.read(path)
+    print(path.name, *privacy.in_words(record["privacy"], record["dataset"] in data.DATASETS), sep="\n")
 
 
 def _audit(given: argparse.Namespace) -> None:
@@ -418,7 +418,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     budget.add_argument("--noise-multiplier", type=float, metavar="S", help="noise of the diffusion instead of ε")
     budget.add_argument("--non-private", action="store_true", help="no noise, no privacy: the same as --epsilon none")
     run.add_argument("--delta", type=float, default=1e-5, metavar="D", help="δ, below 1/N (default 1e-5)")
-    run.add_argument("--secure", action="store_true", help="noise from the operating system, not from the seed")
+    run.add_argument("--secure", action="store_true", help="for a release: secret noise, from the operating system")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default 0)")
     run.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
     run.add_argument("--method", default="dpldm", metavar="NAME", help=ABOUT_METHODS)
@@ -432,7 +432,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--classifier-seeds", type=int, metavar="N", help="classifiers of each kind to score with")
     run.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of records (default {RECORDS})")
     run.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages and images (default {RUNS})")
-    run.add_argument("--force", action="store_true", help="begin anew even if the record exists")
+    run.add_argument("--force", action="store_true", help="begin anew even if the record exists; never with --secure")
 
 
 def _add_sampling(added: argparse.ArgumentParser) -> None:

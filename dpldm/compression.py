@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dpldm import training
-from dpldm.privacy import Allowance, NoiseSource, PrivateData, clip_rows, gaussian_mechanism
+from dpldm.privacy import Allowance, NoiseSource, PrivateData, clip_rows, release
 from dpldm.training import FitSettings
 
 STAGE = "compression"
@@ -114,8 +114,7 @@ class PrivatePCA:
         mechanism = allowance.part(self.settings.mean_share).mechanism("image mean", STAGE, sensitivity=0.5 * root)
         images, _ = data.read(mechanism)
         total = clip_rows(self._coefficients(images), mechanism.sensitivity).double().sum(0)
-        total = gaussian_mechanism(total, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-        self.mean = (total / len(data)).float()
+        self.mean = (release(total, mechanism, noise) / len(data)).float()
         yield 1
 
         radius = self.settings.clip_norm * root
@@ -124,7 +123,7 @@ class PrivatePCA:
         images, _ = data.read(mechanism)
         # float64: rounding in a float32 sum over all images is in the order of what one image may change
         centred = clip_rows(self._coefficients(images) - self.mean, radius).double()
-        moments = gaussian_mechanism(centred.T @ centred, mechanism.sensitivity, mechanism.noise_multiplier, noise)
+        moments = release(centred.T @ centred, mechanism, noise)
         noise_std = mechanism.sensitivity * mechanism.noise_multiplier / len(data)
         self._keep((moments + moments.T) / 2 / len(data), noise_std)
         yield 2

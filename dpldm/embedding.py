@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpldm.denoiser import one_hot
 from dpldm.energies import GRID, LEAST, oriented_energies
-from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, gaussian_mechanism
+from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, release
 
 
 class RandomFeatures:
@@ -75,7 +75,7 @@ def mean_embedding(
     """
     images, labels = data.read(charged)
     total = _class_sums(images, labels, features, data.num_classes, count_scale)
-    total = gaussian_mechanism(total, charged.sensitivity, charged.noise_multiplier, noise)
+    total = release(total, charged, noise)
     least = max(1.0, charged.sensitivity * charged.noise_multiplier / count_scale)  # the noise of a count
     return clip_rows(total[:, :-1] / (total[:, -1:] / count_scale).clamp_min(least), 1.0).float()
 

@@ -183,11 +183,15 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 def fit_seed(experiment: Experiment, sha256: Mapping[str, str]) -> int:
-    """The seed of a fit's noise: it depends on the run's seed and on all that decides the fit, ``sha256`` being the
-    checksums of its images. Two runs that differ in anything then share no noise, which their difference would cancel.
+    """The seed of a fit: it depends on the run's seed and on all that decides the fit.
+
+    Of a seeded run these are also ``sha256``, the checksums of its images: two runs that differ in anything then share
+    no noise, which their difference would cancel. A secure run has its noise from elsewhere, and what still follows
+    from this seed is public (first weights, random features): it must not tell of which images the run was made.
     """
     assert experiment.settings is not None
-    facts = [experiment.method, to_json(experiment.settings), experiment.spec and asdict(experiment.spec), sha256]
+    facts = [experiment.method, to_json(experiment.settings), experiment.spec and asdict(experiment.spec)]
+    facts += [] if experiment.secure_mode else [dict(sha256)]
     return derived_seed(experiment.seed, f"fit {json.dumps(facts, sort_keys=True)}")
 
 
@@ -279,8 +283,14 @@ def _load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageDat
     else:
         train = datasets.load(experiment.dataset, "train", folders.data)
         test = datasets.load(experiment.dataset, "test", folders.data)
-    limit = PROFILES[experiment.profile].limit
+    limit = _limit(experiment)
     return _limited(train, limit), test and _limited(test, limit)
+
+
+def _limit(experiment: Experiment) -> int | None:
+    """The most images of each split that a run uses. Of your own it uses all: which ones `_limited` takes depends on
+    their number, so that one image less would swap most of them, and no ε counts that."""
+    return None if isinstance(experiment.dataset, Path) else PROFILES[experiment.profile].limit
 
 
 def _limited(images: ImageData, limit: int | None) -> ImageData:
@@ -313,7 +323,7 @@ def _description(
             "synthesis": to_json(experiment.settings),
             "evaluation": None if test is None else to_json(experiment.evaluation),
             "n_synthetic": experiment.n_synthetic,
-            "limit": PROFILES[experiment.profile].limit,
+            "limit": _limit(experiment),
             "secure_mode": experiment.secure_mode,
         },
         "privacy": asked,
@@ -358,11 +368,14 @@ def run(
     the synthesizer (`synthesizer.safetensors`) and the images (`synthetic.npz`). A run whose record exists is not made
     again.
 
-    Guarantee: that of the record's `privacy`, for everything but `metrics`; see `privacy.PrivateData` and
-    `privacy.Ledger` for its assumptions.
+    Guarantee: that of the record's `privacy`, for everything but `metrics`, which are computed from real images, and
+    `seconds` (with whatever else shows how long the work took), which are measured while they are read; see
+    `privacy.PrivateData` and `privacy.Ledger` for its assumptions. Checksums of your own files are keyed with a secret
+    that stays in the folder of runs. A secure run draws once: what would have it draw again from the same images, by
+    ``force`` or in place of a stage that can't be used, is refused, because its ledger counts one run.
 
     Args:
-        force: begin anew, whatever was done before.
+        force: begin anew, whatever was done before; a secure run only if nothing was.
 
     Returns:
         The record.
@@ -399,7 +412,10 @@ def _introduce(job: _Job, progress: Progress) -> None:
     what = f"{job.description['dataset']}: {len(job.train):,} images"
     progress.say(f"{what}, {budget}, {job.experiment.profile}, {where}")
     if own and spec is not None and not spec.secure_mode:
-        progress.say("warning: the noise is seeded, and who knows the seed can remove it; use --secure for a release")
+        progress.say(
+            "warning: this run protects nobody: its noise follows from a seed of 32 bits, and whoever has the result "
+            "can try them all; use --secure for a release"
+        )
     if own and job.test is not None:
         progress.say("warning: scores computed from real images are not covered by ε; keep them to yourself")
     if own and job.test is None:
@@ -410,7 +426,7 @@ def _work(job: _Job, progress: Progress, force: bool) -> dict[str, Any]:
     facts = results.environment_facts(str(job.device))
     parts = [f"evaluation-{part}" for part in evaluation.PARTS] if job.test is not None else []
     done = _Done(job, [*job.synthesizer.stages, SAMPLES], parts, facts["commit"], progress)
-    done.forget_all() if force else done.look()
+    done.look(force)
     ledger = Ledger()
     for stage in job.synthesizer.stages:
         _fit_stage(job, stage, ledger, done, progress)
@@ -424,7 +440,7 @@ def _work(job: _Job, progress: Progress, force: bool) -> dict[str, Any]:
     seconds["evaluation"] = sum(done.facts[part]["seconds"] for part in parts) if parts else None
     record = job.description | {"privacy": spent, "metrics": metrics, "seconds": seconds} | facts
     grid = job.record_path.with_suffix(".png")
-    _grid(grid, images, job.labels, job.train.class_names, spent)
+    _grid(grid, images, job.labels, job.train.class_names, _statement(job, spent))
     results.write(record, job.record_path.parent)
     return results.read(job.record_path)
 
@@ -446,16 +462,34 @@ class _Done:
     def __contains__(self, stage: str) -> bool:
         return stage in self.facts
 
-    def look(self) -> None:
-        """Find what is there; what can't be used is deleted, and done again."""
+    def look(self, force: bool) -> None:
+        """Find what is there, nothing with ``force``; what can't be used is deleted, and done again.
+
+        Raises:
+            ExperimentError: that would have a secure run draw from the private images once more.
+        """
         needs = {stage: self.chain[:position] for position, stage in enumerate(self.chain)}
         for stage, before in (needs | dict.fromkeys(self.parts, self.chain)).items():
-            if all(earlier in self for earlier in before):
+            if not force and all(earlier in self for earlier in before):
                 self._look_at(stage)
             if stage in self:
                 self.progress.say(f"{stage}: done earlier, {duration(self.facts[stage]['seconds'])}")
-            else:
-                self._forget(stage)
+                continue
+            if self.job.experiment.secure_mode and stage in self.chain[:-1]:
+                self._refuse_a_second_draw(stage)
+            self._forget(stage)
+
+    def _refuse_a_second_draw(self, stage: str) -> None:
+        """Stop if ``stage``, which reads private images, was done before although it can't be used."""
+        files = [self.job.stages.file(later) for later in self.chain[self.chain.index(stage) :]]
+        kept = [file for file in (*files, self.job.model_path, self.job.images_path) if file.is_file()]
+        if kept:
+            raise ExperimentError(
+                f"{stage} was drawn in secure mode before (see {kept[0]}), and to draw it from the same images once "
+                "more would spend its budget twice where the record counts it once: keep what is there, go on with the "
+                "version of dpldm that made it, or make a new run knowingly with another --seed; the budgets of both "
+                "then add up"
+            )
 
     def _look_at(self, stage: str) -> None:
         if not self.job.stages.has(stage):
@@ -471,10 +505,6 @@ class _Done:
             self.progress.say(f"{stage}: {self.job.images_path.name} is missing or changed, done again")
         else:
             self.tensors[stage], self.facts[stage] = tensors, facts
-
-    def forget_all(self) -> None:
-        for stage in [*self.chain, *self.parts]:
-            self._forget(stage)
 
     def _forget(self, stage: str) -> None:
         self.job.stages.file(stage).unlink(missing_ok=True)
@@ -513,9 +543,18 @@ def _privacy(spec: PrivacySpec | None, ledger: Ledger) -> dict[str, Any]:
     return privacy.to_record(spec, ledger) | asked
 
 
-def statement(record_privacy: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes with released images: `dpldm.privacy.statement`, or in as many words that there is no privacy."""
-    return NOT_PRIVATE if record_privacy["epsilon"] is None else privacy.statement(record_privacy)
+def statement(record_privacy: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
+    """What goes with released images: `dpldm.privacy.statement`, or in as many words that there is no privacy.
+
+    ``dataset``: as the record names it, since the settings were chosen on the images of some; None if it is unknown.
+    """
+    if record_privacy["epsilon"] is None:
+        return NOT_PRIVATE
+    return privacy.statement(record_privacy, None if dataset is None else dataset in datasets.DATASETS)
+
+
+def _statement(job: _Job, spent: Mapping[str, Any]) -> dict[str, Any]:
+    return statement(spent, job.description["dataset"])
 
 
 def _samples(job: _Job, spent: dict[str, Any], done: _Done, progress: Progress) -> Tensor:
@@ -527,7 +566,7 @@ def _samples(job: _Job, spent: dict[str, Any], done: _Done, progress: Progress) 
             drawn += len(batch)
             progress.track(SAMPLES, drawn / len(job.labels))
         seconds, images = time.monotonic() - start, torch.cat(batches)
-        results.save_images(job.images_path, images.float() / 255, job.labels, statement(spent))
+        results.save_images(job.images_path, images.float() / 255, job.labels, _statement(job, spent))
         done.keep(SAMPLES, seconds, {}, sha256=_sha256(job.images_path))
     return results.load_images(job.images_path)[0]
 
@@ -557,11 +596,11 @@ def _metrics(job: _Job, images: Tensor, done: _Done, progress: Progress) -> dict
     return evaluation.merge([metrics, scores]) | {"note": UNCOVERED}
 
 
-def _grid(path: Path, images: Tensor, labels: Tensor, class_names: tuple[str, ...], spent: Mapping[str, Any]) -> None:
+def _grid(path: Path, images: Tensor, labels: Tensor, class_names: tuple[str, ...], said: Mapping[str, Any]) -> None:
     from dpldm import plots  # here, because matplotlib takes seconds to import
 
     first = torch.cat([(labels == c).nonzero()[:GRID_COLUMNS, 0] for c in range(len(class_names))])
-    plots.save_grid_png(path, images[first], labels[first], class_names, statement(spent), GRID_COLUMNS)
+    plots.save_grid_png(path, images[first], labels[first], class_names, said, GRID_COLUMNS)
 
 
 def _sha256(path: Path) -> str | None:
@@ -631,8 +670,8 @@ def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class SavedSynthesizer:
-    """A fitted synthesizer with what is known of it: ``settings`` are those of its method, ``privacy`` is that of its
-    record."""
+    """A fitted synthesizer with what is known of it: ``settings`` are those of its method, ``privacy`` and ``dataset``
+    those of its record, the latter None for a file of an earlier version."""
 
     synthesizer: Synthesizer
     settings: Any
@@ -640,16 +679,25 @@ class SavedSynthesizer:
     privacy: dict[str, Any]
     seed: int
     method: str = LatentDiffusion.method
+    dataset: str | None = None
+
+    @property
+    def statement(self) -> dict[str, Any]:
+        """What goes with images that it draws."""
+        return statement(self.privacy, self.dataset)
 
 
 def _save(job: _Job, spent: dict[str, Any]) -> None:
-    save_synthesizer(
-        job.model_path,
-        SavedSynthesizer(
-            job.synthesizer, job.settings, job.train.class_names, spent, job.experiment.seed, job.experiment.method
-        ),
-        job.train.image_shape,
+    saved = SavedSynthesizer(
+        job.synthesizer,
+        job.settings,
+        job.train.class_names,
+        spent,
+        job.experiment.seed,
+        job.experiment.method,
+        job.description["dataset"],
     )
+    save_synthesizer(job.model_path, saved, job.train.image_shape)
 
 
 def save_synthesizer(path: Path, saved: SavedSynthesizer, shape: tuple[int, int, int]) -> None:
@@ -668,6 +716,7 @@ def save_synthesizer(path: Path, saved: SavedSynthesizer, shape: tuple[int, int,
     facts = {
         "schema": 1,
         "method": saved.method,
+        "dataset": saved.dataset,
         "image_shape": list(shape),
         "class_names": list(saved.class_names),
         "settings": to_json(saved.settings),
@@ -712,7 +761,7 @@ def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.d
     one = next(iter(synthesizer.sample(torch.zeros(1, dtype=torch.int64), 0)))  # so that a wrong shape shows here
     if tuple(one.shape[1:]) != shape:
         raise ExperimentError(f"images of shape {tuple(one.shape[1:])} instead of {shape}")
-    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed, facts["method"])
+    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed, facts["method"], facts.get("dataset"))
 
 
 def sample(
@@ -736,9 +785,9 @@ def sample(
 
 def write_samples(path: Path, images: Tensor, labels: Tensor, saved: SavedSynthesizer) -> Path:
     """Images, labels and privacy statement as `.npz`, and a grid of them as `.png` beside it; returns the latter."""
-    results.save_images(path, images, labels, statement(saved.privacy))
+    results.save_images(path, images, labels, saved.statement)
     grid = path.with_suffix(".png")
-    _grid(grid, images, labels, saved.class_names, saved.privacy)
+    _grid(grid, images, labels, saved.class_names, saved.statement)
     return grid
 
 

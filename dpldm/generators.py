@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dpldm import training
 from dpldm.baselines import NetworkBaseline
 from dpldm.denoiser import one_hot
-from dpldm.privacy import Mechanism, NoiseSource, PrivacySpec, PrivateData, clip_rows, gaussian_mechanism
+from dpldm.privacy import Mechanism, NoiseSource, PrivacySpec, PrivateData, clip_rows, release
 from dpldm.synthesis import SamplingSettings
 
 STAGE = "generator"
@@ -377,8 +377,7 @@ class Sinkhorn(ImageGradientMethod):
                 fresh = self.draw(classes[:anew], random)
             chosen = noise.poisson_mask(len(images), mechanism.sample_rate).nonzero().flatten().to(self.device)
             gradient = self.clipped_gradient(generated, classes, fresh, images[chosen], labels[chosen])
-            released = gaussian_mechanism(gradient, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-            trainer.step(generated, released)
+            trainer.step(generated, release(gradient, mechanism, noise))
             yield step
         trainer.average.apply()
 
@@ -528,8 +527,7 @@ class GradientSanitizedGAN(ImageGradientMethod):
             classes = self.some_labels(self.generator_settings.images, random)
             generated = self.draw(classes, random)
             gradient = picked.gradient(generated, classes)
-            released = gaussian_mechanism(gradient, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-            trainer.step(generated, released)
+            trainer.step(generated, release(gradient, mechanism, noise))
             yield step
         trainer.average.apply()
 

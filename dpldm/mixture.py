@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, gaussian_mechanism
+from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, release
 
 Encode = Callable[[Tensor], Tensor]
 STAGE = "diffusion"
@@ -162,7 +162,7 @@ def fit_mixture(
 
     def estimate(shares: Tensor) -> Mixture:
         sums = torch.stack([shares[labels == c].double().T @ extended[labels == c] for c in range(data.num_classes)])
-        sums = gaussian_mechanism(sums, mechanism.sensitivity, mechanism.noise_multiplier, noise).float()
+        sums = release(sums, mechanism, noise).float()
         sum_std = mechanism.sensitivity * mechanism.noise_multiplier
         least = max(1.0, sum_std / count_scale)
         counts = (sums[..., -1] / count_scale).clamp_min(least)
@@ -187,7 +187,7 @@ def _class_moments(latents: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def _symmetric_noise(moments: Tensor, mechanism: Mechanism, noise: NoiseSource) -> Tensor:
     """The Gaussian mechanism for symmetric matrices: all entries are noised, then averaged with the transpose (which is
     post-processing)."""
-    noisy = gaussian_mechanism(moments, mechanism.sensitivity, mechanism.noise_multiplier, noise)
+    noisy = release(moments, mechanism, noise)
     return (noisy + noisy.mT).float() / 2
 
 

@@ -13,7 +13,8 @@ dots), Holohan and Braghin 2021 (secure sampling of noise).
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NoReturn
@@ -619,6 +620,79 @@ def gaussian_mechanism(value: Tensor, sensitivity: float, noise_multiplier: floa
     return noisy.to(dtype).to(value.device)
 
 
+@dataclass(frozen=True)
+class Release:
+    """One run of a mechanism: the numbers that went in, without noise, and what came out, of the same shape; of
+    ``gradients`` of a network, all parameters' as one vector."""
+
+    mechanism: Mechanism
+    value: Tensor
+    released: Tensor
+    gradients: bool = False
+
+
+Answer = Callable[[Release], Tensor]
+_watchers: list[Answer] = []
+
+
+@contextmanager
+def watched(answer: Answer | None = None) -> Iterator[list[Release]]:
+    """Every release inside the block, of whatever module, in order: for audits and tests.
+
+    With ``answer``, what it returns is handed on in the place of what was released, which replays, mutes or breaks the
+    mechanisms. The noise is drawn in any case, so what else comes from the same source stays the same.
+    """
+    seen: list[Release] = []
+
+    def watch(one: Release) -> Tensor:
+        handed_on = one.released if answer is None else answer(one)
+        kept = replace(one, value=one.value.detach().clone(), released=handed_on.detach().clone())
+        seen.append(kept)
+        return handed_on
+
+    _watchers.append(watch)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(watch)
+
+
+def _handed_on(one: Release) -> Tensor:
+    for watch in _watchers:
+        one = replace(one, released=watch(one))
+    return one.released
+
+
+def release(value: Tensor, mechanism: Mechanism, noise: NoiseSource) -> Tensor:
+    """One run of a mechanism: the value with its noise. The only way out for a number computed from private images;
+    gradients of networks take `release_gradients`.
+
+    Guarantee: as `gaussian_mechanism`, at the mechanism's sensitivity and noise multiplier. Clips nothing: the caller
+    has to bound what one image adds, and to have charged the mechanism.
+
+    Args:
+        value: any shape; whole numbers become float64.
+
+    Returns:
+        Same shape, device and floating type.
+    """
+    noisy = gaussian_mechanism(value, mechanism.sensitivity, mechanism.noise_multiplier, noise)
+    return _handed_on(Release(mechanism, value, noisy))
+
+
+def release_gradients(sums: Sequence[Tensor], mechanism: Mechanism, noise: NoiseSource) -> list[Tensor]:
+    """One step of DP-SGD: sums of clipped gradients, one for each parameter and together of the mechanism's
+    sensitivity, with their noise, in the precision and on the device of each."""
+    std = mechanism.noise_multiplier * mechanism.sensitivity
+    noisy = [total + noise.normal(total.shape, std, device=total.device, dtype=total.dtype) for total in sums]
+    if not _watchers:
+        return noisy
+    value, released = (torch.cat([part.flatten() for part in parts]) for parts in (sums, noisy))
+    handed_on = _handed_on(Release(mechanism, value, released, gradients=True))
+    parts = handed_on.split([total.numel() for total in sums])
+    return [part.view_as(total) for part, total in zip(parts, sums, strict=True)]
+
+
 def clip_rows(x: Tensor, max_norm: float) -> Tensor:
     """Rows shortened to an L2 norm of at most ``max_norm``, rounding included.
 
@@ -770,11 +844,28 @@ def from_record(record: Mapping[str, Any]) -> Ledger:
     return Ledger(Mechanism(**entry) for entry in record["mechanisms"])
 
 
-def statement(record: Mapping[str, Any]) -> dict[str, Any]:
+_SETTINGS = {
+    False: "Settings were fixed without a look at these images; other runs on them are charged on top.",
+    True: (
+        "This run alone is counted: settings were chosen on training images of this very data set, and scores on its "
+        "test images were seen in between."
+    ),
+    None: (
+        "Settings were fixed without a look at these images (those of MNIST and Fashion-MNIST were not); other runs on "
+        "them are charged on top."
+    ),
+}
+
+
+def statement(record: Mapping[str, Any], settings_saw_images: bool | None = None) -> dict[str, Any]:
     """What may be said about a release, from its ``privacy`` object: machine-readable, with plain words in ``claim``.
 
     ε is computed again from the mechanisms, so an edited record is not believed. Nor is one that charges stage 1 alone:
     a private encoder does not make the latents private (reading A of the paper).
+
+    Args:
+        record: a record's ``privacy`` object.
+        settings_saw_images: whether settings were chosen by what they did on the very images; None if that is unknown.
 
     Returns:
         ``epsilon``, ``delta``, ``relation``, ``accountant``, ``sampling``, ``public``, ``mechanisms`` (names),
@@ -817,23 +908,28 @@ def statement(record: Mapping[str, Any]) -> dict[str, Any]:
             "It protects single images, not everything one person contributed.",
             {
                 "secure": "The noise is secret: it came from the operating system's cryptographic generator.",
-                "seeded": "The noise is secret: it was SEEDED, so who knows or guesses the seed can remove it.",
+                "seeded": (
+                    "The noise is secret: it is NOT, since it follows from a seed of 32 bits; whoever has the result "
+                    "can try them all and remove it, so this run protects nobody."
+                ),
                 "unknown": "The noise is secret: a run with a known seed protects nobody.",
             }[noise],
             "Noise and sums are floating point, an approximation of the real numbers of the proof.",
-            "Settings were fixed without a look at these images; other runs on them are charged on top.",
+            _SETTINGS[settings_saw_images],
         ],
     }
 
 
-def in_words(record: Mapping[str, Any]) -> list[str]:
+def in_words(record: Mapping[str, Any], settings_saw_images: bool | None = None) -> list[str]:
     """What a ``privacy`` object means, for people: lines with the claim, its assumptions, every mechanism with its
     share of the budget, ε by three accountants and under replaced images, and what one more epoch would cost.
+
+    Args: as of `statement`.
 
     Raises:
         PrivacyError: as `statement`.
     """
-    said, ledger = statement(record), from_record(record)
+    said, ledger = statement(record, settings_saw_images), from_record(record)
     delta = said["delta"]
     lines = [
         said["claim"],

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpldm.energies import BATCH, whitened, whitening
-from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, gaussian_mechanism
+from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, release
 
 STAGE = "selection"
 SMALLEST_SLOPE = 1e-7  # an image whose gradient is less than that is seen as its class as clearly as can be
@@ -112,8 +112,7 @@ class Selector:
             for features in views:
                 residuals = clip_rows((features @ weights).softmax(1) - wanted, 1.0)
                 total_gradient += features.T @ residuals / len(views)
-            gradient = gaussian_mechanism(total_gradient, mechanism.sensitivity, mechanism.noise_multiplier, noise)
-            velocity = settings.momentum * velocity + gradient / len(data)
+            velocity = settings.momentum * velocity + release(total_gradient, mechanism, noise) / len(data)
             weights = weights - settings.learning_rate * velocity
             if step > half:
                 total += weights

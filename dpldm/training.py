@@ -15,7 +15,7 @@ from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGr
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from torch import Tensor, nn
 
-from dpldm.privacy import Mechanism, NoiseSource
+from dpldm.privacy import Mechanism, NoiseSource, release_gradients
 
 PerExampleLoss = Callable[[nn.Module, Tensor], Tensor]  # (network, chosen indices (B,)) → loss of each example (B,)
 
@@ -71,12 +71,12 @@ class NoisyOptimizer(DPOptimizerFastGradientClipping):
             max_grad_norm=mechanism.sensitivity,
             expected_batch_size=batch,  # an expectation: not the whole number of Opacus' annotation
         )
-        self.noise = noise
+        self.noise, self.mechanism = noise, mechanism
 
     def add_noise(self) -> None:
-        for p in self.params:
-            std = self.noise_multiplier * self.max_grad_norm
-            p.grad = p.summed_grad + self.noise.normal(p.shape, std, device=p.device, dtype=p.dtype)
+        sums = [parameter.summed_grad for parameter in self.params]
+        for parameter, noisy in zip(self.params, release_gradients(sums, self.mechanism, self.noise), strict=True):
+            parameter.grad = noisy
 
 
 def fit_private(

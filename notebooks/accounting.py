@@ -117,12 +117,13 @@ pd.DataFrame(privacy["mechanisms"]).drop(columns="sensitivity").round(5)
 # And this is what they guarantee together, in words that travel with every released file:
 
 # %%
-said = statement(privacy)
+said = statement(privacy, settings_saw_images=True)
 print(said["claim"], *said["assumptions"], sep="\n- ")
 
 # %% [markdown]
-# Two of these do not hold for this book itself, and do not have to, because its data are public: everything is seeded, and the
-# settings were chosen on parts of the same training images ([limits](../book/limits.md)). For your own release both must hold.
+# Two of these say what does not hold for this book itself, and does not have to, because its data are public: everything is
+# seeded, and the settings were chosen on the same training images ([limits](../book/limits.md)). For your own release both
+# must hold.
 #
 # ## Three accountants
 #

@@ -39,7 +39,17 @@ from dpldm.compression import PCASettings
 from dpldm.experiment import balanced_labels
 from dpldm.methods import PROFILES, settings_for
 from dpldm.mixture import MixtureSettings
-from dpldm.privacy import Allowance, Ledger, Mechanism, NoiseSource, PrivacySpec, calibrate, gaussian_noise_multiplier
+from dpldm.privacy import (
+    Allowance,
+    Ledger,
+    Mechanism,
+    NoiseSource,
+    PrivacySpec,
+    Release,
+    calibrate,
+    gaussian_noise_multiplier,
+    watched,
+)
 from dpldm.selection import SelectionSettings
 from dpldm.synthesis import SynthesisSettings, smoke
 from dpldm.training import FitSettings
@@ -162,9 +172,8 @@ plots.histograms(
 
 
 # %%
-def no_noise(self: training.NoisyOptimizer) -> None:
-    for parameter in self.params:
-        parameter.grad = parameter.summed_grad
+def no_noise(release: Release) -> torch.Tensor:
+    return release.value
 
 
 class HalfNoise(NoiseSource):
@@ -181,7 +190,7 @@ def audited(noise: NoiseSource | None = None) -> LowerBound:
 
 
 broken = {"honest": audited(), "half the noise": audited(HalfNoise(torch.Generator().manual_seed(seed + 1)))}
-with patch.object(training.NoisyOptimizer, "add_noise", no_noise):
+with watched(no_noise):
     broken["no noise"] = audited()
 with patch.object(
     training.GradSampleModuleFastGradientClipping,
@@ -217,9 +226,9 @@ glue("shuffled", shuffled, display=False)
 # seed and the settings. Here the attacker repeats our run with it, on all images but one, and compares the two releases:
 
 # %%
-with audit.watched() as ours:
+with watched() as ours:
     fit(audit.guarded(known + strange[:1], 301), NoiseSource.seeded(seed))
-with audit.watched() as repeated:
+with watched() as repeated:
     fit(audit.guarded(known, 301), NoiseSource.seeded(seed))
 difference = (ours[0].released - repeated[0].released).norm()
 exact = (ours[0].value - repeated[0].value).norm()

@@ -148,7 +148,7 @@ glue("below", 100 * copies["share_below_first_percentile"], display=False)
 # ## What the record claims
 
 # %%
-said = privacy.statement(record["privacy"])
+said = privacy.statement(record["privacy"], settings_saw_images=True)
 print(said["claim"], "It holds if:", *said["assumptions"], sep="\n- ")
 
 # %% [markdown]

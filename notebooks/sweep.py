@@ -119,6 +119,6 @@ glue("which", plots.DATASETS[dataset], display=False)
 
 # %%
 private = [one for one in records.values() if one["privacy"]["epsilon"] is not None]
-claims = [experiment.statement(one["privacy"])["epsilon"] for one in private]
+claims = [experiment.statement(one["privacy"], one["dataset"])["epsilon"] for one in private]
 assert all(one["privacy"]["epsilon"] <= (one["privacy"]["epsilon_target"] or float("inf")) for one in private)
 assert len(claims) == len(private) > 0

@@ -39,7 +39,6 @@ from dpldm.audit import (
     many_runs_bound,
     one_run_bound,
     one_run_p_value,
-    watched,
 )
 from dpldm.compression import PCASettings, PrivatePCA
 from dpldm.mixture import MixtureSettings
@@ -51,8 +50,10 @@ from dpldm.privacy import (
     PrivacyError,
     PrivacySpec,
     PrivateData,
+    Release,
     gaussian_epsilon,
     gaussian_noise_multiplier,
+    watched,
 )
 from dpldm.selection import SelectionSettings
 from dpldm.synthesis import LatentDiffusion, SynthesisSettings, smoke
@@ -293,8 +294,8 @@ def test_reading_b_releases_every_latent_once_within_its_sensitivity():
     with watched() as seen:
         result = audit.reading("B", toy(60), small(), spec, seed=0)
     row = seen[-1]
-    assert row.value.norm(dim=1).max() <= row.sensitivity * (1 + 1e-6)
-    assert row.value.norm(dim=1).min() > 0.5 * row.sensitivity
+    assert row.value.norm(dim=1).max() <= row.mechanism.sensitivity * (1 + 1e-6)
+    assert row.value.norm(dim=1).min() > 0.5 * row.mechanism.sensitivity
     images = torch.cat(list(result.synthesizer.sample(torch.arange(6) % 3, 0)))
     assert images.isfinite().all()
 
@@ -351,20 +352,28 @@ def test_honest_statistics_stay_below_the_claim(epsilon):
         assert bound.epsilon_lower > 5  # nor is it trivial
 
 
-def without_noise(value, sensitivity, noise_multiplier, noise):
-    return value
+def without_noise(one: Release) -> torch.Tensor:
+    return one.value
 
 
-def with_half_the_noise(value, sensitivity, noise_multiplier, noise):
-    return privacy.gaussian_mechanism(value, sensitivity, noise_multiplier / 2, noise)
+def without_noise_on_statistics(one: Release) -> torch.Tensor:
+    return one.released if one.gradients else one.value
+
+
+def without_noise_on_gradients(one: Release) -> torch.Tensor:
+    return one.value if one.gradients else one.released
+
+
+def with_half_the_noise(one: Release) -> torch.Tensor:
+    return (one.value + one.released) / 2
 
 
 @pytest.mark.parametrize(
     ("broken", "epsilon"), [(without_noise, 1.0), (without_noise, 10.0), (with_half_the_noise, 3.0)]
 )
-def test_missing_and_halved_noise_are_caught(monkeypatch, broken, epsilon):
-    monkeypatch.setattr(compression, "gaussian_mechanism", broken)
-    assert pca_bound(epsilon).contradicts(epsilon)
+def test_missing_and_halved_noise_are_caught(broken, epsilon):
+    with watched(broken):
+        assert pca_bound(epsilon).contradicts(epsilon)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 3.0])
@@ -411,9 +420,9 @@ def test_ledger_that_counts_one_of_two_releases_is_caught():
 
 def test_a_release_with_other_noise_than_charged_is_named():
     book = Ledger([Mechanism("mean", "compression", 2.0)])
-    value = torch.zeros(2)
-    assert audit.uncharged(book, [audit.Release(value, value, 1.0, 2.0)]) == []
-    assert audit.uncharged(book, [audit.Release(value, value, 1.0, 1.0)]) == [
+    value, (charged,) = torch.zeros(2), book.mechanisms
+    assert audit.uncharged(book, [Release(charged, value, value)]) == []
+    assert audit.uncharged(book, [Release(replace(charged, noise_multiplier=1.0), value, value)]) == [
         "release 1 is not the 'mean' that the ledger says"
     ]
 
@@ -426,14 +435,14 @@ def statistics(epsilon: float):
     return audit.statistics_fit(SHAPE, settings, allowance)
 
 
-def test_one_run_over_all_statistics_is_below_the_claim_and_sees_missing_noise(monkeypatch):
+def test_one_run_over_all_statistics_is_below_the_claim_and_sees_missing_noise():
     found = audit.statistics_in_one_run(statistics(10.0), toy(60), odd(120), seed=3)
     assert set(found) == {"image mean", "image second moments", "latent second moments", "latent sums", "all"}
     for scores in found.values():
         assert not one_run_bound(scores, DELTA).contradicts(10.0)
     assert one_run_bound(found["all"], DELTA).epsilon_lower > 0.5
-    monkeypatch.setattr(mixture, "gaussian_mechanism", without_noise)
-    broken = audit.statistics_in_one_run(statistics(1.0), toy(60), odd(120), seed=3, trust=1e-3)
+    with watched(lambda one: one.value if one.mechanism.name.startswith("latent") else one.released):
+        broken = audit.statistics_in_one_run(statistics(1.0), toy(60), odd(120), seed=3, trust=1e-3)
     assert one_run_bound(broken["latent second moments"], DELTA).contradicts(1.0)
 
 
@@ -471,15 +480,11 @@ def test_gradient_canaries_have_the_clipping_norm_and_no_more():
     assert found.absent.abs().max() < 0.02
 
 
-def test_gradients_without_noise_are_caught(monkeypatch):
-    def add_noise(self):
-        for p in self.params:
-            p.grad = p.summed_grad
-
-    monkeypatch.setattr(training.NoisyOptimizer, "add_noise", add_noise)
+def test_gradients_without_noise_are_caught():
     mechanism = sgd(1.0, 0.5, 5)
-    assert one_run_bound(gradient_canaries(mechanism, 500, seed=0), DELTA).contradicts(1.0)
-    assert gradient_bound(mechanism).contradicts(1.0)
+    with watched(without_noise):
+        assert one_run_bound(gradient_canaries(mechanism, 500, seed=0), DELTA).contradicts(1.0)
+        assert gradient_bound(mechanism).contradicts(1.0)
 
 
 class HalfNoise(NoiseSource):
@@ -558,19 +563,17 @@ def test_shuffled_delta_is_that_of_counting():
 
 
 @pytest.fixture
-def muted(monkeypatch):
+def muted():
     """Every mechanism releases its noise alone. Whatever still depends on the images got past the mechanisms."""
+    random = torch.Generator()
 
-    def noise_alone(value, sensitivity, noise_multiplier, noise):
-        return privacy.gaussian_mechanism(torch.zeros_like(value), sensitivity, noise_multiplier, noise)
+    def noise_alone(one: Release) -> torch.Tensor:
+        random.manual_seed(0)
+        noise = torch.randn(one.value.shape, generator=random, dtype=one.value.dtype)
+        return one.mechanism.sensitivity * one.mechanism.noise_multiplier * noise
 
-    def add_noise(self):
-        for p in self.params:
-            p.grad = self.noise.normal(p.shape, self.noise_multiplier * self.max_grad_norm)
-
-    for module in (compression, mixture, selection):
-        monkeypatch.setattr(module, "gaussian_mechanism", noise_alone)
-    monkeypatch.setattr(training.NoisyOptimizer, "add_noise", add_noise)
+    with watched(noise_alone):
+        yield
 
 
 def fitted(examples: Examples, kind: str) -> tuple[dict[str, torch.Tensor], PrivateData]:
@@ -653,7 +656,7 @@ def test_one_more_image_moves_no_sum_by_more_than_its_sensitivity(extra):
             statistics(3.0)(guarded(examples, 91), NoiseSource.seeded(0))
         values.append(seen)
     for less, more in zip(*values, strict=True):
-        moved.append(float((more.value.double() - less.value.double()).norm()) / more.sensitivity)
+        moved.append(float((more.value.double() - less.value.double()).norm()) / more.mechanism.sensitivity)
     assert max(moved) <= 1 + 1e-4  # float32 sums
     if extra == "white":
         assert moved[0] > 0.99  # the mean's and the moments' bounds are reached, so they are not loose either
@@ -744,22 +747,17 @@ def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
     assert lines[-1].endswith(" s")
 
 
-def test_audit_of_a_method_whose_statistics_have_no_noise_disproves_it(monkeypatch):
-    for module in (compression, mixture, selection):
-        monkeypatch.setattr(module, "gaussian_mechanism", without_noise)
-    found = method_audit(1.0, canaries=60)
+def test_audit_of_a_method_whose_statistics_have_no_noise_disproves_it():
+    with watched(without_noise_on_statistics):
+        found = method_audit(1.0, canaries=60)
     assert found.contradicted
     assert found.bounds["statistics, doubted"].contradicts(1.0)
     assert not found.bounds["denoiser gradients"].contradicts(1.0)  # that one is honest
 
 
-def test_audit_of_a_method_whose_gradients_have_no_noise_disproves_it(monkeypatch):
-    def add_noise(self):
-        for p in self.params:
-            p.grad = p.summed_grad
-
-    monkeypatch.setattr(training.NoisyOptimizer, "add_noise", add_noise)
-    found = method_audit(1.0, canaries=40)
+def test_audit_of_a_method_whose_gradients_have_no_noise_disproves_it():
+    with watched(without_noise_on_gradients):
+        found = method_audit(1.0, canaries=40)
     assert found.bounds["denoiser gradients"].contradicts(1.0)
     assert not found.bounds["all statistics"].contradicts(1.0)
 
@@ -774,8 +772,9 @@ def test_a_replay_puts_in_what_the_run_put_in(kind):
         return LatentDiffusion(SHAPE, 3, settings, PrivacySpec(epsilon=5.0), 0)
 
     attacked, guard = build(), guarded(toy(300), 320)
-    with watched() as seen, audit._only_the_first(300):
+    with watched() as every, audit._only_the_first(300):
         attacked.fit(guard)
+    seen = audit.full_batch(every)
     answers = [release.released for release in seen]
     again = audit._replay(build(), toy(300), 320, attacked, answers, guard.ledger)
     assert len(again) == len(seen) > 0
@@ -796,9 +795,8 @@ def test_the_command_prints_the_audit_and_fails_where_it_disproves_the_claim(mon
     assert said[0] == "mnist, smoke, seed 2"
     assert "60 canaries among 600 images" in said[1]
     assert "not disproved" in said[-2]
-    for module in (compression, mixture, selection):
-        monkeypatch.setattr(module, "gaussian_mechanism", without_noise)
-    assert cli.main(command) == 2
+    with watched(without_noise_on_statistics):
+        assert cli.main(command) == 2
     said = capsys.readouterr()
     assert "DISPROVED" in said.out
     assert said.err.startswith("dpldm: the audit disproves ε = ")

@@ -20,7 +20,7 @@ from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealIma
 from dpldm.cli import main
 from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run, to_json
 from dpldm.methods import METHODS
-from dpldm.privacy import Ledger, PrivacySpec, PrivateData
+from dpldm.privacy import Ledger, PrivacySpec, PrivateData, watched
 
 SHAPE, CLASSES = (1, 12, 12), 3
 PRIVATE = [name for name, method in METHODS.items() if method.private]
@@ -129,7 +129,7 @@ def test_every_saved_method_draws_the_images_of_its_run(made: tuple) -> None:
     images = experiment.sample(saved, experiment.balanced_labels(150, CLASSES), saved.seed)
     kept, _, said = results.load_images(model_of(folders, record).with_name("synthetic.npz"))
     assert torch.equal((images * 255).round(), (kept * 255).round())
-    assert said == experiment.statement(record["privacy"])
+    assert said == experiment.statement(record["privacy"], record["dataset"])
     assert ("No differential privacy" in said["claim"]) == (record["privacy"]["epsilon"] is None)
 
 
@@ -349,21 +349,6 @@ def test_colour_and_odd_sides(name: str) -> None:
 # --- the private steps by hand ----------------------------------------------------------------------------------------
 
 
-class Release(list):
-    """What goes into the Gaussian mechanisms, and what comes out."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-
-        def watch(value, sensitivity, noise_multiplier, noise):
-            released = privacy.gaussian_mechanism(value, sensitivity, noise_multiplier, noise)
-            self.append((value.double(), released.double(), sensitivity * noise_multiplier))
-            return released
-
-        for module in ("baselines", "compression", "embedding", "mixture"):
-            monkeypatch.setattr(f"dpldm.{module}.gaussian_mechanism", watch)
-
-
 EXTREME = {
     "white": torch.ones(1, *SHAPE),
     "black": torch.zeros(1, *SHAPE),
@@ -372,15 +357,13 @@ EXTREME = {
 
 
 @pytest.mark.parametrize("image", list(EXTREME))
-def test_one_image_moves_the_mean_embedding_by_exactly_its_sensitivity(
-    image: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image_moves_the_mean_embedding_by_exactly_its_sensitivity(image: str) -> None:
     images, labels = bars(90)
     more = torch.cat([images, EXTREME[image]]), torch.cat([labels, torch.tensor([2])])
-    seen = Release(monkeypatch)
-    _, ledger = fitted("dp-merf", data=guard(images, labels))
-    fitted("dp-merf", data=guard(*more, n=90))
-    (first, *_), (second, *_) = seen
+    with watched() as seen:
+        _, ledger = fitted("dp-merf", data=guard(images, labels))
+        fitted("dp-merf", data=guard(*more, n=90))
+    first, second = (one.value for one in seen)
     bound = ledger.mechanisms[0].sensitivity
     assert float((second - first).norm()) == pytest.approx(bound, rel=1e-5)
     assert float((second - first).norm()) <= bound + 1e-9
@@ -397,45 +380,43 @@ def test_fourier_features_approximate_the_gaussian_kernel() -> None:
     torch.testing.assert_close(rows @ rows.T, exact, atol=5 * 0.0071, rtol=0)
 
 
-def test_mean_embedding_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_embedding_by_hand() -> None:
     """A naive loop over images gives the sum that is released, and counts come back from its last entry."""
     images, labels = bars(50)
-    seen = Release(monkeypatch)
-    synthesizer, _ = fitted("dp-merf", None, data=guard(images, labels))
+    with watched() as seen:
+        synthesizer, _ = fitted("dp-merf", None, data=guard(images, labels))
     expected = torch.zeros(CLASSES, synthesizer.settings.features + 1, dtype=torch.float64)
     for picture, label in zip(images, labels.tolist(), strict=True):
         angles = picture.flatten().double() @ synthesizer.features.pixels.double()
         row = torch.cat([angles.cos(), angles.sin()]) * math.sqrt(2 / synthesizer.settings.features)
         expected[label, :-1] += row
         expected[label, -1] += synthesizer.settings.count_scale
-    torch.testing.assert_close(seen[0][0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[0].value, expected, atol=1e-4, rtol=0)
     means = expected[:, :-1] / labels.bincount()[:, None]
     torch.testing.assert_close(synthesizer.embedding.double(), means, atol=1e-6, rtol=0)
 
 
-def test_reading_b_rows_have_at_most_the_norm_that_is_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_b_rows_have_at_most_the_norm_that_is_charged() -> None:
     images, labels = bars(90)
-    seen = Release(monkeypatch)
     more = torch.cat([images, torch.cat(list(EXTREME.values()))]), torch.cat([labels, torch.tensor([0, 1, 2])])
-    _, ledger = fitted("reading-b", data=guard(*more))
-    rows, bound = seen[-1][0], ledger.mechanisms[-1].sensitivity
+    with watched() as seen:
+        _, ledger = fitted("reading-b", data=guard(*more))
+    rows, bound = seen[-1].value, ledger.mechanisms[-1].sensitivity
     assert len(rows) == 93  # one row per image, so leaving one out takes one row away
     assert float(rows.norm(dim=1).max()) <= bound * (1 + 1e-6)
     assert float(rows.norm(dim=1).max()) > 0.99 * bound  # the extreme ones need all of it
 
 
 @pytest.mark.parametrize(("name", "releases"), [("dp-merf", 1), ("reading-b", 3), ("class-gaussian", 4)])
-def test_every_release_is_in_the_ledger_with_its_noise(
-    name: str, releases: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_release_is_in_the_ledger_with_its_noise(name: str, releases: int) -> None:
     """The noise has the scale that is charged: its sum of squares is chi-squared, within 1 in 10,000 on both sides."""
-    seen = Release(monkeypatch)
-    _, ledger = fitted(name)
-    charged = [m.sensitivity * m.noise_multiplier for m in ledger.mechanisms for _ in range(m.steps)]
+    with watched() as seen:
+        _, ledger = fitted(name)
     assert len(seen) == releases
-    assert [std for *_, std in seen] == charged
-    for (value, released, _), std in zip(seen, charged, strict=True):
-        noise = (released - value).flatten()
+    assert [one.mechanism for one in seen] == [m for m in ledger.mechanisms for _ in range(m.steps)]
+    for one in seen:
+        std = one.mechanism.sensitivity * one.mechanism.noise_multiplier
+        noise = (one.released.double() - one.value.double()).flatten()
         low, high = stats.chi2.ppf([5e-5, 1 - 5e-5], len(noise))
         assert low < float((noise / std).square().sum()) < high
         if len(noise) > 2_000:  # a scale that is 15% off would show

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from dpldm import embedding, privacy
+from dpldm import embedding
 from dpldm.embedding import RandomFeatures
 from dpldm.energies import oriented_energies
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData
+from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, watched
 
 SHAPE = (1, 12, 12)
 NOISELESS = Allowance(0.0, 1e-5)
@@ -63,20 +63,15 @@ def test_without_noise_the_release_is_each_class_s_mean_and_an_empty_class_has_n
     assert data.ledger.mechanisms == (charged,)
 
 
-def test_one_image_moves_the_release_by_its_sensitivity_and_in_its_class_only(monkeypatch):
-    released = []
-
-    def watch(value, sensitivity, noise_multiplier, noise):
-        released.append(value.clone())
-        return privacy.gaussian_mechanism(value, sensitivity, noise_multiplier, noise)
-
-    monkeypatch.setattr(embedding, "gaussian_mechanism", watch)
+def test_one_image_moves_the_release_by_its_sensitivity_and_in_its_class_only():
     charged = embedding.mechanism(Allowance(3.0, 1e-5), "here", 0.5)
     images, labels = images_of(31), torch.arange(31) % 3
-    for n in (30, 31):
-        data = PrivateData(images[:n], labels[:n], 3, Ledger())
-        embedding.mean_embedding(data, features_of(), charged, 0.5, NoiseSource.seeded(0))
-    moved = released[1] - released[0]
+    with watched() as seen:
+        for n in (30, 31):
+            data = PrivateData(images[:n], labels[:n], 3, Ledger())
+            embedding.mean_embedding(data, features_of(), charged, 0.5, NoiseSource.seeded(0))
+    assert [one.mechanism for one in seen] == [charged, charged]
+    moved = seen[1].value - seen[0].value
     assert charged.sensitivity == pytest.approx(math.sqrt(1.25))
     assert charged.noise_multiplier == 3.0
     assert moved.norm().item() == pytest.approx(charged.sensitivity, rel=1e-5)

@@ -18,7 +18,7 @@ from dpldm.generators import (
     gan_settings,
     sinkhorn_settings,
 )
-from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData, calibrate, gaussian_mechanism
+from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData, calibrate, watched
 
 SHAPE = (1, 8, 8)
 FIVE = PrivacySpec(epsilon=5.0)
@@ -210,17 +210,11 @@ def test_discriminator_gradients_stay_in_the_ball_and_can_be_opposite():
 
 
 @BOTH
-def test_noise_of_a_release_is_what_the_ledger_says(method, monkeypatch):
+def test_noise_of_a_release_is_what_the_ledger_says(method):
     """All that is added to the gradients, over all steps: a sample of n has a standard error of σ/√2n."""
-    added = []
-
-    def watch(value, sensitivity, noise_multiplier, noise):
-        released = gaussian_mechanism(value, sensitivity, noise_multiplier, noise)
-        added.append(released - value)
-        return released
-
-    monkeypatch.setattr(generators, "gaussian_mechanism", watch)
-    synthesizer, ledger = fitted(method)
+    with watched() as seen:
+        synthesizer, ledger = fitted(method)
+    added = [one.released - one.value for one in seen]
     (mechanism,) = ledger.mechanisms
     noise, std = torch.stack(added).flatten(), mechanism.noise_multiplier * mechanism.sensitivity
     releases = synthesizer.generator_settings.steps

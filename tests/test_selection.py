@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from stripes import stripes
 
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
+from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier, watched
 from dpldm.selection import SelectionSettings, Selector, drawn_again
 
 TINY = SelectionSettings(images=200, dim=40, steps=12, learning_rate=20.0)
@@ -38,27 +38,22 @@ def test_it_learns_under_privacy_and_judges_what_the_view_shows():
     assert (turned.logits(test_images).argmax(1) == test_labels).float().mean() < 0.1
 
 
-def sums_of_gradients(monkeypatch, images, labels):
+def sums_of_gradients(images, labels):
     """What the noise is added to in the first step, and the selector."""
-    seen = []
-
-    def without_noise(value, sensitivity, noise_multiplier, noise):
-        seen.append((sensitivity, noise_multiplier))
-        return value
-
-    monkeypatch.setattr("dpldm.selection.gaussian_mechanism", without_noise)
-    selector, ledger = fitted(images, labels, replace(TINY, steps=1, learning_rate=1.0, momentum=0.0))
-    assert seen == [(1.0, ledger.mechanisms[0].noise_multiplier)]
+    with watched(lambda one: one.value) as seen:
+        selector, ledger = fitted(images, labels, replace(TINY, steps=1, learning_rate=1.0, momentum=0.0))
+    assert [one.mechanism for one in seen] == list(ledger.mechanisms)
+    assert ledger.mechanisms[0].sensitivity == 1.0
     return -selector.weights.double() * len(images), selector
 
 
-def test_first_step_by_hand_and_what_one_image_moves(monkeypatch):
+def test_first_step_by_hand_and_what_one_image_moves():
     images, labels = stripes(300)
-    total, selector = sums_of_gradients(monkeypatch, images, labels)
+    total, selector = sums_of_gradients(images, labels)
     rows = selector._features(images).double()
     residuals = 0.5 - F.one_hot(labels, 2).double()  # of the softmax of zero weights
     torch.testing.assert_close(total, rows.T @ residuals, atol=1e-4, rtol=1e-4)
-    without, _ = sums_of_gradients(monkeypatch, images[1:], labels[1:])
+    without, _ = sums_of_gradients(images[1:], labels[1:])
     moved = (total - without).norm()
     assert 0.5 < moved <= 1.0  # residual of length √½ times a row of length 1
     assert moved == pytest.approx(0.5**0.5, rel=1e-3)
@@ -83,14 +78,14 @@ def test_a_confidently_wrong_image_is_clipped_to_the_sensitivity():
 BOTH = replace(TINY, as_they_are=True)
 
 
-def test_images_as_they_are_count_as_much_as_the_view_and_cost_nothing_more(monkeypatch):
+def test_images_as_they_are_count_as_much_as_the_view_and_cost_nothing_more():
     """Against a view that turns every stripe, they leave nothing to learn in the first step's mean gradient."""
     images, labels = stripes(300)
     totals = []
     for settings, view in ((TINY, lambda x: x), (TINY, lambda x: x.flip(3)), (BOTH, lambda x: x.flip(3))):
         settings = replace(settings, steps=1, learning_rate=1.0, momentum=0.0)
-        monkeypatch.setattr("dpldm.selection.gaussian_mechanism", lambda value, *_: value)
-        selector, ledger = fitted(images, labels, settings, view=view)
+        with watched(lambda one: one.value):
+            selector, ledger = fitted(images, labels, settings, view=view)
         assert list(ledger.mechanisms) == [selector.mechanism(ALLOWANCE)]
         totals.append(selector.weights)
     assert not torch.allclose(totals[0], totals[1])
@@ -103,13 +98,13 @@ def test_without_a_view_it_learns_from_images_as_they_are():
     assert torch.equal(alone.weights, same.weights)
 
 
-def test_two_views_of_one_image_move_no_more_than_one_view(monkeypatch):
-    monkeypatch.setattr("dpldm.selection.gaussian_mechanism", lambda value, *_: value)
+def test_two_views_of_one_image_move_no_more_than_one_view():
     images, labels = stripes(300)
     settings = replace(BOTH, steps=1, learning_rate=1.0, momentum=0.0)
     totals = []
     for first in (0, 1):
-        selector, _ = fitted(images[first:], labels[first:], settings, view=lambda x: x.flip(3))
+        with watched(lambda one: one.value):
+            selector, _ = fitted(images[first:], labels[first:], settings, view=lambda x: x.flip(3))
         totals.append(-selector.weights.double() * (len(images) - first))
     assert 0 < (totals[0] - totals[1]).norm() <= 1.0
 
