@@ -312,7 +312,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All files of a folder; none where it is missing."""
-    return [read(path) for path in sorted(Path(folder).glob("*.json"))]
+    return [read(path) for path in sorted(Path(folder).glob("[!.]*.json"))]
 
 
 def of_today(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pickle
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
+
+from dpldm.data import pixel_fault
 
 CLASSIFIERS = ("cnn", "mlp", "logreg")
 PARTS = ("cnn", "fidelity", "memorisation", "mlp", "logreg", "fid_inception")  # longest first, to pack the cores well
@@ -281,9 +283,13 @@ def check_synthetic(images: Tensor, labels: Tensor, real_train: LabelledImages, 
     """Raises a ValueError of one line unless the synthetic set can be scored against the real ones."""
     shape = tuple(real_train.images.shape[1:])
     if tuple(real_test.images.shape[1:]) != shape or real_test.num_classes != real_train.num_classes:
-        raise ValueError(f"real training and test images differ: expected {shape} and {real_train.num_classes} classes")
+        arrived = f"{_shape_in_words(real_test.images.shape[1:])} and {real_test.num_classes}"
+        expected = f"{_shape_in_words(shape)} and {real_train.num_classes} classes"
+        raise ValueError(f"real test images differ from the training images: expected {expected}, got {arrived}")
     if images.dtype != torch.float32 or tuple(images.shape[1:]) != shape:
-        raise ValueError(f"synthetic images must be float32 (N, {shape}), got {images.dtype} {tuple(images.shape)}")
+        expected = f"expected synthetic images like the real ones, float32 {_shape_in_words(shape)}"
+        arrived = f"{str(images.dtype).removeprefix('torch.')} {_shape_in_words(images.shape[1:])}"
+        raise ValueError(f"{expected}, got {arrived}: resize or convert them, or score them against other images")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         expected = f"int64 ({len(images)},)"
         raise ValueError(f"synthetic labels must be {expected}, got {labels.dtype} {tuple(labels.shape)}")
@@ -292,15 +298,18 @@ def check_synthetic(images: Tensor, labels: Tensor, real_train: LabelledImages, 
             f"{len(images)} synthetic images are too few: FID needs more than its {FEATURE_DIMENSIONS} feature "
             "dimensions; draw at least 1,000, and 60,000 for a figure to compare"
         )
-    low, high = (float(value) for value in images.aminmax())
-    if not (low >= 0 and high <= 1):  # also false for NaN
-        raise ValueError(f"synthetic pixels must be in [0, 1], got {low:g} to {high:g}; rescale them")
+    if fault := pixel_fault(images):
+        raise ValueError(f"synthetic images: {fault}")
     present = set(labels.unique().tolist())
     wrong, missing = present - set(range(real_train.num_classes)), set(range(real_train.num_classes)) - present
     if wrong:
         raise ValueError(f"synthetic labels must be 0..{real_train.num_classes - 1}, got {sorted(wrong)[0]}")
     if missing:
         raise ValueError(f"no synthetic image has label {sorted(missing)[0]}; draw images of every class")
+
+
+def _shape_in_words(shape: Sequence[int]) -> str:
+    return f"(N, {', '.join(map(str, shape))})"
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ through `PrivateData`; the evaluation reads real images directly and is part of 
 
 import hashlib
 import hmac
+import itertools
 import json
 import math
 import os
-import re
 import secrets
 import time
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -238,6 +239,7 @@ def _prepare(experiment: Experiment, folders: Folders) -> _Job:
     assert experiment.n_synthetic is not None
     device = choose_device(experiment.device)
     train, test = _load(experiment, folders)
+    results.check_memory(experiment.n_synthetic, train.image_shape)
     build = METHODS[experiment.method].build
     seed = fit_seed(experiment, train.sha256)
     synthesizer = build(train.image_shape, train.num_classes, experiment.settings, experiment.spec, seed, device)
@@ -332,8 +334,11 @@ def _description(
 
 
 def _own_name(name: str) -> str:
-    """Never the name of a public data set, always a good file name."""
-    return f"own-{re.sub(r'[^0-9A-Za-z_.-]+', '-', name)}"[:48]
+    """Never the name of a public data set, always a good file name: of at most 48 letters, of whatever script, and 144
+    bytes."""
+    runs = itertools.groupby(unicodedata.normalize("NFC", name), results.in_names)
+    short = "own-" + "".join("".join(letters) if kept else "-" for kept, letters in runs)
+    return short[:48].encode()[:144].decode(errors="ignore")
 
 
 def _own_sums(train: ImageData, test: ImageData | None, folders: Folders) -> dict[str, str]:
@@ -566,7 +571,8 @@ def _samples(job: _Job, spent: dict[str, Any], done: _Done, progress: Progress) 
             drawn += len(batch)
             progress.track(SAMPLES, drawn / len(job.labels))
         seconds, images = time.monotonic() - start, torch.cat(batches)
-        results.save_images(job.images_path, images.float() / 255, job.labels, _statement(job, spent))
+        names, said = job.train.class_names, _statement(job, spent)
+        results.save_images(job.images_path, images.float() / 255, job.labels, said, names)
         done.keep(SAMPLES, seconds, {}, sha256=_sha256(job.images_path))
     return results.load_images(job.images_path)[0]
 
@@ -741,7 +747,7 @@ def load_synthesizer(path: Path | str, device: torch.device | str = "cpu") -> Sa
             raise ExperimentError(f"a file name that ends in '{path.suffix}'")
         tensors, facts = StageFolder(path.parent).load(path.stem)
         return _restored(tensors, facts, device)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
         reason = "a damaged file" if isinstance(error, RecordError) else " ".join(f"{error}".split())[:160]
         expected = "expected a synthesizer that dpldm run has saved"
         raise ExperimentError(f"{path}: {expected}, got {reason}; restore the file or repeat the run") from None
@@ -754,6 +760,9 @@ def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.d
     settings = from_json(method.settings, facts["settings"])
     shape, names, seed = tuple(facts["image_shape"]), tuple(facts["class_names"]), facts["seed"]
     synthesizer = method.build(shape, len(names), settings, None, seed, device)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ExperimentError(f"weights that are no finite numbers ({name})")
     for stage in synthesizer.stages:
         prefix = f"{stage}/"
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -784,10 +793,12 @@ def sample(
 
 
 def write_samples(path: Path, images: Tensor, labels: Tensor, saved: SavedSynthesizer) -> Path:
-    """Images, labels and privacy statement as `.npz`, and a grid of them as `.png` beside it; returns the latter."""
-    results.save_images(path, images, labels, saved.statement)
+    """Images, labels, class names and privacy statement as `.npz`, and a grid of them as `.png` beside it, with a row
+    for each class among the labels; returns the latter."""
+    results.save_images(path, images, labels, saved.statement, saved.class_names)
     grid = path.with_suffix(".png")
-    _grid(grid, images, labels, saved.class_names, saved.statement)
+    present, rows = labels.unique(return_inverse=True)  # no row for a class that was not asked for
+    _grid(grid, images, rows, tuple(saved.class_names[label] for label in present), saved.statement)
     return grid
 
 

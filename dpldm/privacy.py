@@ -34,7 +34,8 @@ PUBLIC = (
     "settings of the run",
 )
 FIRST_STAGE = "compression"
-MINIMUM_EPSILON = 0.01
+MINIMUM_EPSILON, MAXIMUM_EPSILON = 0.01, 1e5  # between them all three accountants work
+MAXIMUM_NOISE_MULTIPLIER = 1e4  # a single step on all images then spends less than MINIMUM_EPSILON
 """Smallest ε that may be asked for: below it the accountants are not tested and the noise drowns everything."""
 
 Accountant = Literal["prv", "rdp", "pld"]
@@ -74,10 +75,10 @@ class PrivacySpec:
     """What a run may spend: exactly one of a target ``epsilon`` or a ``noise_multiplier``.
 
     Args:
-        epsilon: total budget ε of everything that touches private data, at least `MINIMUM_EPSILON`.
+        epsilon: total budget ε of everything that touches private data, `MINIMUM_EPSILON` to `MAXIMUM_EPSILON`.
         delta: δ in (0, 1), the same for the whole run; `check` also asks for δ < 1/N.
-        noise_multiplier: noise of the diffusion stage (standard deviation over sensitivity, >= 0); ε then follows.
-            0 means no privacy.
+        noise_multiplier: noise of the diffusion stage (standard deviation over sensitivity, 0 to
+            `MAXIMUM_NOISE_MULTIPLIER`); ε then follows. 0 means no privacy.
         secure_mode: draw noise from the operating system's cryptographic generator (see `NoiseSource`).
 
     Raises:
@@ -103,9 +104,19 @@ class PrivacySpec:
                     f"epsilon={self.epsilon} is too small to reach: the accountants are tested from "
                     f"{MINIMUM_EPSILON} on; ask for {MINIMUM_EPSILON} or more"
                 )
+            if self.epsilon > MAXIMUM_EPSILON:
+                raise PrivacyError(
+                    f"epsilon={self.epsilon:g} promises nothing and is beyond what the accountants can compute: ask "
+                    f"for {MAXIMUM_EPSILON:g} or less (usual are 0.1 to 10), or for a run without privacy"
+                )
         if self.noise_multiplier is not None:
             noise = self.noise_multiplier
             _require(_is_number(noise) and noise >= 0, "a finite noise_multiplier of 0 or more", noise)
+            if noise > MAXIMUM_NOISE_MULTIPLIER:
+                raise PrivacyError(
+                    f"noise_multiplier={noise:g} drowns everything, and its epsilon is too small to compute: ask for "
+                    f"{MAXIMUM_NOISE_MULTIPLIER:g} or less (usual are 0.5 to 50), or for an epsilon"
+                )
 
     def check(self, n: int) -> None:
         """Refuse a budget that means nothing for ``n`` images.
@@ -203,6 +214,8 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     >>> round(gaussian_noise_multiplier(1.0, 1e-5), 2)
     3.73
     """
+    if epsilon == 0:  # computed from a noise multiplier
+        raise PrivacyError("so much noise spends an epsilon too small to compute: lower the noise multiplier")
     _require(_is_number(epsilon) and epsilon > 0, "a finite epsilon above 0", epsilon)
     _require(_is_number(delta) and 0 < delta < 1, "delta between 0 and 1", delta)
     root = brentq(
@@ -844,6 +857,20 @@ def from_record(record: Mapping[str, Any]) -> Ledger:
     return Ledger(Mechanism(**entry) for entry in record["mechanisms"])
 
 
+def check_claim(record: Mapping[str, Any]) -> None:
+    """Compute ε again from the mechanisms of a record's ``privacy`` object; it takes a part of a second.
+
+    Raises:
+        PrivacyError: the record claims a smaller ε than its mechanisms spend, or they are not as they should be.
+    """
+    claimed = record.get("epsilon")
+    if claimed is None:
+        return
+    spent = from_record(record).epsilon(record["delta"])
+    if spent > claimed * (1 + 1e-6):
+        raise PrivacyError(f"the record claims epsilon={claimed:g}, but its mechanisms spend {spent:g}")
+
+
 _SETTINGS = {
     False: "Settings were fixed without a look at these images; other runs on them are charged on top.",
     True: (
@@ -886,9 +913,7 @@ def statement(record: Mapping[str, Any], settings_saw_images: bool | None = None
     _require(_is_number(epsilon) and epsilon >= 0, "epsilon of 0 or more in the record", epsilon)
     if not isinstance(delta, float):
         raise PrivacyError(f"expected delta between 0 and 1 in the record, got {delta!r}")
-    recomputed = ledger.epsilon(delta)
-    if recomputed > epsilon * (1 + 1e-6):
-        raise PrivacyError(f"the record claims epsilon={epsilon:g}, but its mechanisms spend {recomputed:g}")
+    check_claim(record)
     noise = {True: "secure", False: "seeded"}.get(record.get("secure_mode", "?"), "unknown")
     return {
         "epsilon": epsilon,

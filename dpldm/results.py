@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from dpldm.data import pixel_fault
+from dpldm.privacy import PrivacyError, check_claim
 
 CLASSIFIERS = ("cnn", "mlp", "logreg")
 _ROUNDING = 1e-6  # relative; how far a sum of floating-point numbers may pass a limit
@@ -42,11 +45,12 @@ Check = tuple[str, Callable[[Any], bool]]  # in words, and as a test
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """JSON knows whole numbers of any length; what counts or measures anything fits 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_object(value: Any) -> bool:
@@ -66,9 +70,14 @@ def _or_null(check: Check) -> Check:
     return f"{words}, or null", lambda value: value is None or test(value)
 
 
+def in_names(letter: str) -> bool:
+    """Whether names of records may have it: letters of any script with their marks, digits, '_', '.' and '-'."""
+    return letter in "_.-" or unicodedata.category(letter)[0] in "LMN"
+
+
 _NAME: Check = (
     "a name of 1 to 48 letters, digits, '_', '.' or '-' that starts with a letter or digit",
-    lambda value: isinstance(value, str) and re.fullmatch(r"[^\W_][\w.-]{0,47}", value) is not None,
+    lambda value: isinstance(value, str) and 0 < len(value) <= 48 and value[0].isalnum() and all(map(in_names, value)),
 )
 _TEXT: Check = ("a text that is not empty", _is_text)
 _OBJECT: Check = ("an object", _is_object)
@@ -196,6 +205,13 @@ def _check_privacy(privacy: Mapping[str, Any]) -> None:
         raise RecordError("privacy.mechanisms: expected noise multipliers above 0 for a finite ε, got 0")
 
 
+def _check_secure_mode(settings: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
+    """Settings say how the noise was to be drawn, privacy how it was; the name of the record covers the former only."""
+    asked, stated = settings.get("secure_mode"), privacy.get("secure_mode")
+    if stated is not None and stated is not asked:
+        raise RecordError(f"privacy.secure_mode: expected {_shown(asked)} as in the settings, got {_shown(stated)}")
+
+
 def validate(record: Mapping[str, Any]) -> None:
     """Check a whole record: every key, its type and its range.
 
@@ -210,6 +226,7 @@ def validate(record: Mapping[str, Any]) -> None:
         raise RecordError(f"expected an object with {', '.join(_RECORD)}, got {_shown(record)}")
     _check_fields("", record, _RECORD, closed=True)
     _check_privacy(record["privacy"])
+    _check_secure_mode(record["settings"], record["privacy"])
     optional = {"parameters": _PARAMETERS} if "parameters" in record["metrics"] else {}  # not in the oldest records
     _check_fields("metrics.", record["metrics"], _METRICS | optional)
     accuracy = record["metrics"]["accuracy"]
@@ -322,6 +339,23 @@ def write_atomically(path: Path, write_to: Callable[[Path], object]) -> Path:
     return path
 
 
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(count: int, image_shape: tuple[int, int, int]) -> None:
+    """Call before anything is allocated: so many images can be drawn, held and written here.
+
+    Raises:
+        RecordError: in one line, with the number that fits.
+    """
+    each = math.prod(image_shape) * (2 + 2 * 4) + 8  # as bytes twice, as floats twice, and a label
+    most = machine_memory() // each
+    if count > most:
+        raise RecordError(f"expected at most {most:,} images, which fit the memory here, got {count:,}: draw fewer")
+
+
 def check_writable(folder: Path, free_bytes: int = 1_000_000) -> None:
     """Call before long work: the folder can be made, takes a file and has room.
 
@@ -383,8 +417,10 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(text.decode("utf-8"))  # lets NaN through, which the next line refuses
         validate(record)
         _definition(record)
+        check_claim(record["privacy"])
     except (ValueError, RecursionError) as error:  # RecordError, JSONDecodeError and UnicodeDecodeError are ValueErrors
-        fault = str(error) if isinstance(error, RecordError) else f"expected a record in JSON, got {_one_line(error)}"
+        told = isinstance(error, RecordError | PrivacyError)
+        fault = str(error) if told else f"expected a record in JSON, got {_one_line(error)}"
         raise RecordError(
             f"{path}: {fault}; restore the file from version control, or delete it and repeat the run"
         ) from None
@@ -397,13 +433,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """Read every `.json` of a folder, in the order of their names; none where the folder is missing.
+    """Read every `.json` of a folder but hidden ones, in the order of their names; none where the folder is missing.
 
     Raises:
         RecordError: a file is corrupt, or its name is not its record's: it was renamed, or edited by hand.
     """
     records = []
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(Path(folder).glob("[!.]*.json")):
         record = read(path)
         expected = record_name(record)
         if unicodedata.normalize("NFC", path.name) != unicodedata.normalize("NFC", expected):
@@ -537,6 +573,15 @@ def _with_spread(mean: float, spread: float, scale: float, digits: int) -> str:
     return shown if math.isnan(spread) else f"{shown} ± {spread * scale:.{digits}f}"
 
 
+def plain(value: float, digits: int = 3) -> str:
+    """A number to so many digits, written out.
+
+    >>> plain(1000.0), plain(0.2), plain(12345.678, 7), plain(1e-5)
+    ('1000', '0.2', '12345.68', '0.00001')
+    """
+    return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
+
+
 def _duration(seconds: float) -> str:
     if math.isnan(seconds):
         return "–"
@@ -565,7 +610,7 @@ def to_text(frame: pd.DataFrame) -> str:
         accuracies = [_with_spread(row[name], row[f"{name}_spread"], 100, 1) for name in CLASSIFIERS]
         distances = [_with_spread(row[n], row[f"{n}_spread"], 1, 2) for n in ("fid_classifier", "fid_inception")]
         method = f"{row['method']} + {row['public_data']}" if row["public_data"] else row["method"]
-        epsilon = "none" if math.isinf(row["epsilon"]) else f"{row['epsilon']:.3g}"
+        epsilon = "none" if math.isinf(row["epsilon"]) else plain(row["epsilon"])
         lines.append([f"[{number}]", row["dataset"], method, epsilon, row["profile"], str(row["seeds"]),
                       *accuracies, *distances, _duration(row["seconds"])])  # fmt: skip
     columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]  # taken by no run
@@ -773,9 +818,8 @@ def check_images(images: Tensor, labels: Tensor) -> None:
             "images: expected a floating-point tensor of shape (N, C, H, W) with C of 1 or 3, "
             f"got {images.dtype} of shape {tuple(images.shape)}; reshape or convert it"
         )
-    low, high = images.min().item(), images.max().item()
-    if not (low >= 0 and high <= 1):
-        raise RecordError(f"images: expected values from 0 to 1, got {low:g} to {high:g}; clamp or rescale them")
+    if fault := pixel_fault(images):
+        raise RecordError(f"images: {fault}")
     if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point() or labels.min().item() < 0:
         raise RecordError(
             f"labels: expected {len(images)} whole numbers of 0 or more, "
@@ -783,17 +827,21 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         )
 
 
-def save_images(path: Path, images: Tensor, labels: Tensor, statement: Mapping[str, Any]) -> Path:
+def save_images(
+    path: Path, images: Tensor, labels: Tensor, statement: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> Path:
     """Write images with their labels and privacy statement as a compressed `.npz`, whole or not at all.
 
-    The file holds `images`, uint8 of shape (N, H, W) or (N, H, W, 3); `labels`, int64 of shape (N,); and `privacy`,
-    the statement as JSON text.
+    The file holds `images`, uint8 of shape (N, H, W) or (N, H, W, 3); `labels`, int64 of shape (N,); `class_names`,
+    texts of which label 0 is the first, where they are given; and `privacy`, the statement as JSON text.
+    `dpldm.data.load_own` reads it, names included.
 
     Args:
         path: must end in `.npz`.
         images: (N, C, H, W), C 1 or 3, values in [0, 1].
         labels: (N,), class numbers.
         statement: what is claimed about privacy, as it can be written in JSON.
+        class_names: one for each class, or none.
 
     Raises:
         RecordError: something is not as above.
@@ -805,16 +853,17 @@ def save_images(path: Path, images: Tensor, labels: Tensor, statement: Mapping[s
     check_images(images, labels)
     _check_json("statement", statement)
     pixels = (images.detach().cpu() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    text = json.dumps(statement, sort_keys=True, allow_nan=False)
+    arrays = {
+        "images": pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
+        "labels": labels.detach().cpu().to(torch.int64).numpy(),
+        "privacy": np.array(json.dumps(statement, sort_keys=True, allow_nan=False)),
+    }
+    if class_names:
+        arrays["class_names"] = np.array(list(class_names), dtype=str)
 
     def write_to(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                images=pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
-                labels=labels.detach().cpu().to(torch.int64).numpy(),
-                privacy=np.array(text),
-            )
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     return write_atomically(path, write_to)
 

@@ -135,7 +135,7 @@ def run(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is not None and workers < 1:
         raise SweepError(f"expected 1 or more workers, got {workers}: raise the number")
-    workers = workers or max(1, min(cores, _memory() // MEMORY))
+    workers = workers or max(1, min(cores, results.machine_memory() // MEMORY))
     planned = _planned(sweep, folders)
     for recorded in [one for one in planned if one.record.exists()]:
         say(f"{recorded.name}: recorded earlier, {recorded.record.name}")
@@ -162,11 +162,6 @@ def run(
         _stop(at_work)
         raise KeyboardInterrupt("stopped; finished runs and stages are kept, run the same command to go on") from None
     return Outcome(tuple(one.record for one in planned), tuple(failed))
-
-
-def _memory() -> int:
-    """Bytes of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _planned(sweep: Sweep, folders: Folders) -> list[_Run]:

@@ -38,7 +38,8 @@ MATCHING_SEED = 2**61  # added to that of the latents that stage 1 decodes
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How latents are drawn. ``guidance`` 1 is none; ``sampler`` is a key of :data:`dpldm.diffusion.SAMPLERS`."""
+    """How latents are drawn. ``guidance``: 0 to 100, 1 is none; ``sampler``: a key of :data:`dpldm.diffusion.SAMPLERS`.
+    """
 
     sampler: str = "deterministic"
     steps: int = 16
@@ -50,9 +51,10 @@ class SamplingSettings:
             raise ValueError(
                 f"expected a sampler out of {', '.join(diffusion.SAMPLERS)}, got {self.sampler!r}: choose one"
             )
-        if self.steps < 2 or self.batch < 1 or not self.guidance >= 0:
+        if self.steps < 2 or self.batch < 1 or not 0 <= self.guidance <= 100:
             raise ValueError(
-                f"expected steps >= 2, batch >= 1 and guidance >= 0, got {self.steps}, {self.batch} and {self.guidance}"
+                f"expected steps >= 2, batch >= 1 and guidance from 0 to 100, got {self.steps}, {self.batch} and "
+                f"{self.guidance}"
             )
 
 

@@ -372,10 +372,10 @@ def changed(tensor: Tensor, value: float) -> Tensor:
 
 BAD = {
     "too few": (lambda i, y: (i[:128], y[:128]), "too few.*128 feature"),
-    "wrong shape": (lambda i, y: (i[:, :, :8], y), r"float32 \(N, \(1, 12, 12\)\)"),
+    "wrong shape": (lambda i, y: (i[:, :, :8], y), r"float32 \(N, 1, 12, 12\), got .* resize"),
     "wrong type": (lambda i, y: (i.double(), y), "float32"),
     "above one": (lambda i, y: (changed(i, 2.0), y), r"in \[0, 1\]"),
-    "NaN": (lambda i, y: (changed(i, math.nan), y), r"in \[0, 1\]"),
+    "NaN": (lambda i, y: (changed(i, math.nan), y), "image 0 has NaN"),
     "label out of range": (lambda i, y: (i, changed(y, 3)), "0..2, got 3"),
     "negative label": (lambda i, y: (i, changed(y, -1)), "got -1"),
     "class missing": (lambda i, y: (i, y.clamp(max=1)), "no synthetic image has label 2"),

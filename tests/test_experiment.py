@@ -392,7 +392,7 @@ def test_a_record_does_not_confirm_guesses_about_private_files(made: Made, data:
 
 def test_own_data_is_never_named_like_a_public_set() -> None:
     assert experiment._own_name("mnist") == "own-mnist"
-    assert experiment._own_name("ma photos/été!") == "own-ma-photos-t-"
+    assert experiment._own_name("ma photos/été!") == "own-ma-photos-été-"
 
 
 def test_a_limit_takes_the_same_images_whatever_they_are(data: Path) -> None:

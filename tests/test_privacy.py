@@ -810,3 +810,17 @@ def test_statement_does_not_believe_a_record_with_a_noiseless_mechanism(record):
     record["mechanisms"][0]["noise_multiplier"] = 0.0
     with pytest.raises(PrivacyError, match="mechanisms spend inf"):
         statement(record)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"epsilon": 1e308}, "ask for 100000 or less"),
+        ({"noise_multiplier": 1e9}, "noise_multiplier=1e[+]09 drowns everything"),
+    ],
+)
+def test_budgets_beyond_the_accountants_are_refused_in_plain_words(asked, message):
+    with pytest.raises(PrivacyError, match=message):
+        PrivacySpec(**asked)
+    with pytest.raises(PrivacyError, match="lower the noise multiplier"):
+        gaussian_noise_multiplier(gaussian_epsilon(1e5, 1e-5), 1e-5)

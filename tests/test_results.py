@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm import results
+from dpldm import data, results
 from dpldm.results import RecordError, StageFolder
 
 
@@ -496,8 +496,12 @@ def test_images_come_back_within_half_a_grey_level(tmp_path, channels):
         (torch.zeros(2, 2, 4, 4), torch.zeros(2, dtype=torch.int64), "C of 1 or 3"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "floating-point"),
         (torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64), "images: expected"),
-        (torch.full((2, 1, 4, 4), 1.1), torch.zeros(2, dtype=torch.int64), "from 0 to 1, got 1.1 to 1.1"),
-        (torch.full((2, 1, 4, 4), math.nan), torch.zeros(2, dtype=torch.int64), "from 0 to 1, got nan"),
+        (
+            torch.full((2, 1, 4, 4), 1.1),
+            torch.zeros(2, dtype=torch.int64),
+            r"image 0 has values 1.1\d* to",
+        ),
+        (torch.full((2, 1, 4, 4), math.nan), torch.zeros(2, dtype=torch.int64), "image 0 has NaN or infinite pixels"),
         (torch.zeros(2, 1, 4, 4), torch.zeros(3, dtype=torch.int64), "labels: expected 2 whole numbers"),
         (torch.zeros(2, 1, 4, 4), torch.tensor([0, -1]), "labels: expected 2 whole numbers of 0 or more"),
         (torch.zeros(2, 1, 4, 4), torch.zeros(2), "labels: expected 2 whole numbers"),
@@ -571,3 +575,88 @@ def test_images_of_others_without_a_statement_load(tmp_path):
     assert images.min() == 1
     assert labels.tolist() == [0, 1]
     assert statement == {}
+
+
+# --- what contradicts itself ---
+
+
+def test_secure_noise_is_stated_as_the_settings_have_it(tmp_path):
+    for asked, stated in ((False, True), (True, False)):
+        edited = record(settings={"secure_mode": asked})
+        edited["privacy"]["secure_mode"] = stated
+        with pytest.raises(
+            RecordError, match=f"privacy.secure_mode: expected {asked} as in the settings, got {stated}"
+        ):
+            results.write(edited, tmp_path)
+    agreed = record(settings={"secure_mode": True})
+    agreed["privacy"]["secure_mode"] = True
+    assert results.read(results.write(agreed, tmp_path)) == agreed
+
+
+def test_an_edited_epsilon_is_refused_wherever_records_are_read(tmp_path):
+    path = results.write(record(), tmp_path)
+    edited = json.loads(path.read_text())
+    edited["privacy"]["epsilon"] = 0.1
+    path.write_text(json.dumps(edited))
+    for read in (
+        lambda: results.read(path),
+        lambda: results.read_all(tmp_path),
+        lambda: results.find(tmp_path, edited),
+    ):
+        with pytest.raises(RecordError, match=r"claims epsilon=0\.1, but its mechanisms spend"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["seed"],
+        ["settings", "steps"],
+        ["privacy", "epsilon"],
+        ["privacy", "mechanisms", 0, "steps"],
+        ["metrics", "n_synthetic"],
+    ],
+)
+def test_a_number_of_400_digits_is_refused(tmp_path, path):
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps(changed(path, 10**400)))
+    with pytest.raises(RecordError, match=r"expected .*, got 1000.*\.\.\."):
+        results.read(file)
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    path = results.write(record(), tmp_path)
+    (tmp_path / f"._{path.name}").write_bytes(b"\0\5\x16\7")  # as macOS leaves them on foreign disks
+    (tmp_path / "._x.json").write_text("{")
+    assert len(results.read_all(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("epsilon", "shown"), [(1000.0, "1000"), (0.2, "0.2"), (12345.0, "12300"), (10.0, "10")])
+def test_epsilon_is_written_out(epsilon, shown):
+    line = results.to_text(results.table([record(epsilon=epsilon)])).splitlines()[1]
+    assert line.split()[3] == shown
+
+
+def test_images_carry_the_names_of_their_classes(tmp_path):
+    images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 3
+    path = results.save_images(tmp_path / "s.npz", images, labels, {}, ("cat", "Hündin", "猫"))
+    assert data.load_own(path).class_names == ("cat", "Hündin", "猫")
+    assert torch.equal(results.load_images(path)[1], labels)
+    plain = results.save_images(tmp_path / "p.npz", images, labels, {})  # as older versions wrote it
+    assert data.load_own(plain).class_names == ("0", "1", "2")
+    assert torch.equal(results.load_images(plain)[0], results.load_images(path)[0])
+
+
+@pytest.mark.parametrize("name", ["own-été", "own-猫の絵", "own-हिन्दी"])
+def test_names_of_any_script_are_names(tmp_path, name):
+    path = results.write(record(dataset=name), tmp_path)
+    assert path.name.startswith(f"{name}-dpldm-")
+    assert results.read_all(tmp_path)[0]["dataset"] == name
+
+
+def test_more_images_than_the_memory_holds_are_refused_at_once():
+    with pytest.raises(
+        RecordError, match=r"expected at most [\d,]+ images, which fit the memory here, got 1,000,000,0"
+    ):
+        results.check_memory(10**9, (1, 28, 28))
+    results.check_memory(60_000, (1, 28, 28))
