@@ -755,6 +755,7 @@ def load_synthesizer(path: Path | str, device: torch.device | str = "cpu") -> Sa
 
 def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device | str) -> SavedSynthesizer:
     method = METHODS[facts["method"]]
+    privacy.check_claim(facts["privacy"])
     if not method.private and facts["privacy"]["epsilon"] is not None:
         raise ExperimentError(f"a claim of ε for the method {facts['method']!r}, which gives no privacy")
     settings = from_json(method.settings, facts["settings"])

@@ -38,8 +38,7 @@ MATCHING_SEED = 2**61  # added to that of the latents that stage 1 decodes
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How latents are drawn. ``guidance``: 0 to 100, 1 is none; ``sampler``: a key of :data:`dpldm.diffusion.SAMPLERS`.
-    """
+    """How latents are drawn. ``guidance``: 0 to 100, 1 is none. ``sampler``: a key of `dpldm.diffusion.SAMPLERS`."""
 
     sampler: str = "deterministic"
     steps: int = 16

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpldm import evaluation, experiment, methods, privacy, results
+from dpldm import evaluation, experiment, methods, plots, privacy, results
 from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run, to_json
 from dpldm.finishing import FinishSettings
 from dpldm.privacy import PrivacyError, PrivateData
@@ -434,11 +435,42 @@ def test_damaged_and_foreign_models_are_refused_in_a_line(made: Made, tmp_path: 
         experiment.load_synthesizer(tmp_path / "absent.safetensors")
 
 
-@pytest.mark.parametrize("fault", ["setting", "shape", "tensor"])
+def test_weights_that_are_no_numbers_are_refused_as_such(made: Made, tmp_path: Path) -> None:
+    tensors, facts = results.StageFolder(made.run_folder).load("synthesizer")
+    tensors["compression/axes"][0, 0] = float("nan")
+    path = results.StageFolder(tmp_path).save("model", tensors, facts)
+    with pytest.raises(ExperimentError, match=r"no finite numbers \(compression/axes\); restore the file or repeat"):
+        experiment.load_synthesizer(path)
+
+
+def test_samples_carry_names_and_a_row_for_each_class_drawn(made: Made, tmp_path: Path) -> None:
+    saved = replace(
+        experiment.load_synthesizer(made.run_folder / "synthesizer.safetensors"), class_names=("cat", "dog", "newt")
+    )
+    labels = torch.tensor([2, 0]).repeat(10)
+    grid = experiment.write_samples(tmp_path / "s.npz", experiment.sample(saved, labels, 0), labels, saved)
+    with Image.open(grid) as picture:
+        assert picture.height == 16 + 2 * (2 * 12 + plots.GAP)  # two rows of twice 12 pixels
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert arrays["class_names"].tolist() == ["cat", "dog", "newt"]
+        assert arrays["labels"].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("wanted", [10**9, 10**15])
+def test_more_images_than_fit_are_refused_at_once(described: Experiment, tmp_path: Path, wanted: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(RecordError, match="which fit the memory here"):
+        run(replace(described, n_synthetic=wanted), folders_in(tmp_path))
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("fault", ["setting", "shape", "tensor", "claim"])
 def test_a_model_that_does_not_fit_itself_is_refused(made: Made, tmp_path: Path, fault: str) -> None:
     tensors, facts = results.StageFolder(made.run_folder).load("synthesizer")
     if fault == "setting":
         facts["settings"]["width"] = "wide"
+    elif fault == "claim":
+        facts["privacy"]["epsilon"] /= 2
     elif fault == "shape":
         facts["image_shape"] = [3, 12, 12]
     else:
