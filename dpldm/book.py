@@ -505,6 +505,7 @@ def execute(
     seconds = time.monotonic() - start
     after = inputs(notebook, parameters, root)
     _normalise(done, given)
+    _fold(done)
     text = nbformat.writes(done)
     folder = root / "executed"
     write_atomically(folder / f"{notebook.name}.ipynb", lambda path: path.write_text(text, encoding="utf-8"))
@@ -528,6 +529,38 @@ def _hide_defaults(node: Any) -> None:
     for cell in node.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = [*cell.metadata["tags"], "remove-cell"]
+
+
+def _fold(node: Any) -> None:
+    """What the argument does not rest on folds away on the page: parameters, imports, and names for the prose.
+
+    A cell with anything else in it stays open: no mechanism is ever hidden.
+    """
+    for cell in node.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and ({"parameters", "injected-parameters"} & set(tags) or _is_glue(cell.source)):
+            cell.metadata["tags"] = [*tags, "hide-input"]
+
+
+def _is_glue(source: str) -> bool:
+    """Whether code only imports, goes to its folder, or mostly hands values to the prose with `glue`.
+
+    >>> _is_glue("import os"), _is_glue('n = 3\\nglue("n", n)'), _is_glue('fit(private)\\nglue("n", 3)')
+    (True, True, False)
+    """
+
+    def handed(statement: ast.stmt) -> bool:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "glue"
+
+    statements = ast.parse(source).body
+    named = [statement for statement in statements if isinstance(statement, ast.Assign)]
+    glued = [statement for statement in statements if handed(statement)]
+    if glued:
+        return len(glued) >= len(named) and len(glued) + len(named) == len(statements)
+    imported = [statement for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]
+    rest = [statement for statement in statements if statement not in imported]
+    return bool(imported) and all(isinstance(one, ast.If) and "chdir" in ast.unparse(one) for one in rest)
 
 
 def _failed(notebook: Notebook, cell: int | None, said: str, log: list[str], root: Path) -> BookError:

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -219,15 +220,18 @@ def reconstructions(original: Images, decoded: Mapping[str, Images]) -> Figure:
 
 
 @_style()
-def denoising_steps(batches: Sequence[Images], noise_levels: Sequence[float]) -> Figure:
-    """The same samples at several noise levels, one column per level, in the order given.
+def denoising_steps(
+    batches: Sequence[Images], noise_levels: Sequence[float], row_names: Sequence[str], row_label: str = "class"
+) -> Figure:
+    """The same samples at several noise levels, one column per level, in the order given; the title says which way.
 
     Args:
         batches: one (N, C, H, W) per noise level, the same samples in each; N rows are drawn.
         noise_levels: σ of each batch, in units of the latents' standard deviation.
+        row_names: one per sample. row_label: what they name.
 
     Raises:
-        ValueError: shapes that differ, or not one noise level per batch.
+        ValueError: shapes that differ, or not one noise level per batch or one name per sample.
     """
     if len(batches) != len(noise_levels) or not len(batches):
         raise ValueError(
@@ -236,10 +240,13 @@ def denoising_steps(batches: Sequence[Images], noise_levels: Sequence[float]) ->
     steps = [_colours(images) for images in batches]
     _same_shapes({f"batch {position}": images for position, images in enumerate(steps)})
     rows = list(np.stack(steps, axis=1))
+    if len(row_names) != len(rows):
+        raise ValueError(f"row_names: expected {len(rows)}, one per sample, got {len(row_names)}; name every row")
     figure, axes = _card(*_grid_size(len(rows), len(steps), rows[0]))
-    _show(axes[0, 0], rows, len(steps), [str(number) for number in range(1, len(rows) + 1)])
+    _show(axes[0, 0], rows, len(steps), row_names)
     axes[0, 0].set_xticklabels([f"{level:.2g}" for level in noise_levels])
-    axes[0, 0].set(title="From noise to image", ylabel="sample", xlabel="noise level σ (latent standard deviations)")
+    title = "From image to noise" if noise_levels[0] < noise_levels[-1] else "From noise to image"
+    axes[0, 0].set(title=title, ylabel=row_label, xlabel="noise level σ (latent standard deviations)")
     return figure
 
 
@@ -339,9 +346,16 @@ def _style_of(names: Sequence[str]) -> dict[str, tuple[str, str, Any]]:
     }
 
 
-def _scale(axis: Any, score: str) -> None:
+def _scale(axis: XAxis | YAxis, score: str) -> None:
+    """Accuracies in per cent; Fréchet distances, which differ by factors, on a logarithmic scale."""
     if not score.startswith("fid"):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
+        return
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high > 30 * low else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_series(axes: Axes, name: str, rows: pd.DataFrame, score: str, style: tuple[str, str, Any]) -> None:
@@ -449,7 +463,7 @@ def accuracy_against_epsilon(table: pd.DataFrame, published: pd.DataFrame | None
 def fid_against_epsilon(
     table: pd.DataFrame, published: pd.DataFrame | None = None, score: str = "fid_classifier"
 ) -> Figure:
-    """Fréchet distance to real images against ε, one panel per dataset.
+    """Fréchet distance to real images against ε, both axes logarithmic, one panel per dataset.
 
     Args:
         table: as for `accuracy_against_epsilon`.

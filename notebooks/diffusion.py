@@ -76,7 +76,7 @@ noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
 noisy = [synthesizer.compressor.decode(clean + level * noise) for level in levels]
 
 # %% mystnb={"figure": {"caption": "Latents with rising noise, decoded: the forward half of diffusion.", "name": "fig-noising"}, "image": {"alt": "One synthetic image per row; from left to right its latent has more noise, until nothing can be recognised."}}
-plots.denoising_steps(noisy, levels)
+plots.denoising_steps(noisy, levels, saved.class_names)
 
 # %% [markdown]
 # ## First the moments: a private mixture
@@ -94,12 +94,17 @@ plots.denoising_steps(noisy, levels)
 
 # %%
 mixture = synthesizer.mixture
-shown = min(mixture.means.shape[1], 8)
-centres = synthesizer.compressor.decode(mixture.means[:, :shown].flatten(0, 1))
-weights = pd.DataFrame(mixture.weights[:, :shown].numpy(), index=list(saved.class_names)).round(2)
+centres, many = mixture.means[:, :4], 6
+draws = mixture.sample(classes.repeat_interleave(many), torch.Generator().manual_seed(seed)).unflatten(0, (-1, many))
+latents = torch.cat([centres, draws], dim=1)
+glue("components", mixture.means.shape[1], display=False)
 
-# %% mystnb={"figure": {"caption": "Centres of the components of every class, decoded. These are noisy averages of many images, released with privacy.", "name": "fig-centres"}, "image": {"alt": "A grid of soft-edged images, one row per class, each a different typical form of the class."}}
-plots.sample_grid(centres, classes.repeat_interleave(shown), saved.class_names, columns=shown, title="Mixture centres")
+# %% mystnb={"figure": {"caption": "What the private mixture knows before any network is trained: centres of its components at the left, which are noisy averages of many images, and then draws from it, decoded.", "name": "fig-centres"}, "image": {"alt": "A grid with one row per class: at the left a soft-edged average of the class, then rougher images drawn around it."}}
+known = {name: synthesizer.compressor.decode(row) for name, row in zip(saved.class_names, latents, strict=True)}
+plots.image_rows(known, "The mixture alone", "class", f"{centres.shape[1]} of the centres, then {many} draws")
+
+# %% [markdown]
+# In this run a class has {glue:text}`components` component(s), and one covariance, which all draws of the class share.
 
 # %% [markdown]
 # ## Then the rest: a small network
@@ -177,7 +182,7 @@ chosen = torch.linspace(0, len(walk) - 1, min(8, len(walk))).round().int().tolis
 pictures = [synthesizer.compressor.decode(walk[step]) for step in chosen]
 
 # %% mystnb={"figure": {"caption": "The same samples on their way from noise to image, one row per class. Each column is a later step with less noise.", "name": "fig-denoising"}, "image": {"alt": "Rows of pictures that start as grey noise at the left and end as recognisable images of each class at the right."}}
-plots.denoising_steps(pictures, schedule[chosen].tolist())
+plots.denoising_steps(pictures, schedule[chosen].tolist(), saved.class_names)
 
 # %% [markdown]
 # ## Drawn again

@@ -369,6 +369,29 @@ def test_new_epsilon_gives_new_numbers_and_hides_the_old(made):
     book.check_executed(book.notebooks(made), {"epsilon": 3.0}, made)
 
 
+def test_imports_parameters_and_glue_fold_away_and_nothing_else(made):
+    more = TOY.replace("print(double(epsilon) + seed)\n", "").replace("from toy", "from math import pi\nfrom toy")
+    more = more.replace('glue("answer"', '# %%\nanswer = double(3)\nglue("answer"')
+    (made / "notebooks" / "toy.py").write_text(more + "\n# %%\nmechanism = double(3)\nprint(glue, mechanism)\n")
+    book.execute(notebook(made), {}, made)
+    node = nbformat.read(made / "executed" / "toy.ipynb", as_version=4)
+    folded = [cell.source for cell in node.cells if "hide-input" in cell.metadata.get("tags", [])]
+    assert [source.split()[0] for source in folded] == ["epsilon:", "import", "answer"]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_no_cell_that_looks_at_images_or_draws_is_folded(source):
+    """Folded cells read what other cells made; the first cell of code, which imports, is one of them."""
+    cells = [cell for cell in book._read(source).cells if cell.cell_type == "code"]
+    folded = [cell.source for cell in cells if book._is_glue(cell.source)]
+    assert "import" in folded[0]
+    for text in folded:
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+        assert not {
+            call for call in calls if re.search(r"fit|gaussian_mechanism|release|audit\.|plots\.[a-z_]*rows", call)
+        }
+
+
 @pytest.mark.slow
 def test_same_numbers_by_papermill_and_by_editing_the_cell(made):
     book.execute(notebook(made), {"epsilon": 3.0}, made)
@@ -522,6 +545,25 @@ def test_repository_gives_buttons_that_point_at_sources(made, monkeypatch):
     assert not [path for path in paths if not (made / path).is_file()]
     prose = (made / "_build" / "html" / "book" / "index.html").read_text()
     assert 'href="https://github.com/someone/dpldm/edit/main/book/index.md"' in prose
+
+
+def downloaded(site: Path, folder: Path, **environ: str) -> subprocess.CompletedProcess:
+    """What the first cell of a downloaded notebook does in a folder of its own."""
+    node = nbformat.read(site / "_sources" / "executed" / "toy.ipynb", as_version=4)
+    code = node.cells[0].source + "\nprint(os.getcwd())"
+    command = [sys.executable, *environ.pop("flags", "").split(), "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **environ})
+
+
+def test_downloaded_notebook_works_anywhere(small_site, tmp_path):
+    done = downloaded(small_site, tmp_path, PYTHONPATH=str(book.ROOT))
+    assert done.stdout.strip() == str(book.ROOT)
+
+
+def test_downloaded_notebook_says_at_once_what_it_needs(small_site, tmp_path):
+    done = downloaded(small_site, tmp_path, flags="-S -I")
+    assert done.returncode
+    assert "this notebook needs the book's repository: get it, run `make setup`" in done.stderr.splitlines()[-1]
 
 
 # --- the real notebooks -----------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ FIGURES = {
     "sample_grid": lambda: plots.sample_grid(*batch(), NAMES, columns=3),
     "real_beside_synthetic": lambda: plots.real_beside_synthetic(batch()[0], *batch(), NAMES, columns=2),
     "reconstructions": lambda: plots.reconstructions(batch()[0], {"PCA": batch()[0], "decoder": batch()[0].numpy()}),
-    "denoising_steps": lambda: plots.denoising_steps([batch()[0] * 9 - 4, batch()[0]], [80.0, 0.002]),
+    "denoising_steps": lambda: plots.denoising_steps([batch()[0] * 9 - 4, batch()[0]], [80.0, 0.002], list("012345")),
     "accuracy_against_epsilon": lambda: plots.accuracy_against_epsilon(TABLE, PUBLISHED),
     "one ε, one seed": lambda: plots.accuracy_against_epsilon(pd.DataFrame([row(cnn=(0.9,))])),
     "not private": lambda: plots.accuracy_against_epsilon(pd.DataFrame([row(epsilon=math.inf)])),
@@ -232,8 +232,9 @@ def test_a_class_without_images_has_an_empty_row():
         (lambda: plots.sample_grid(*batch(4), ["one"]), "labels: expected 0 to 0, got 0 to 2"),
         (lambda: plots.sample_grid(batch(4)[0], torch.zeros(3), NAMES), "labels: expected one for each of 4"),
         (lambda: plots.reconstructions(batch(4)[0], {"PCA": batch(3)[0]}), "PCA: expected images of the shape"),
-        (lambda: plots.denoising_steps([batch()[0]], [1.0, 2.0]), "noise_levels: expected one per batch"),
-        (lambda: plots.denoising_steps([], []), "at least one"),
+        (lambda: plots.denoising_steps([batch()[0]], [1.0, 2.0], []), "noise_levels: expected one per batch"),
+        (lambda: plots.denoising_steps([], [], []), "at least one"),
+        (lambda: plots.denoising_steps([batch()[0]], [1.0], ["0"]), "row_names: expected 6, one per sample"),
         (lambda: plots.budget_split(PRIVACY, [1.0]), "shares: expected 2 fractions"),
         (lambda: plots.budget_split(PRIVACY, [0.5, 0.6]), "add up to 1.1"),
         (lambda: plots.budget_split({"mechanisms": []}, []), "shares: expected 0"),
@@ -273,6 +274,24 @@ def test_every_seed_of_every_method_is_a_dot_and_published_points_are_named():
     assert [pytest.approx(0.905), pytest.approx(0.9433333)] in drawn  # the means
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["dpldm", "class-gaussian", "real, not private", "DPDM (published)"]
+
+
+def test_distances_stand_on_logarithmic_axes():
+    figure = plots.fid_against_epsilon(TABLE)
+    assert {axes.get_yscale() for axes in figure.axes} == {"log"}
+    accuracy, distance, *_ = plots.method_comparison(TABLE).axes
+    assert (accuracy.get_xscale(), distance.get_xscale()) == ("linear", "log")
+    assert len([place for place in distance.get_xticks() if 4 <= place <= 7]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "title"), [([0.0, 5.0], "From image to noise"), ([5.0, 0.0], "From noise to image")]
+)
+def test_the_title_says_which_way_the_noise_goes_and_rows_have_their_classes(levels, title):
+    (axes,) = plots.denoising_steps([batch(3)[0]] * 2, levels, ["0", "1", "2"]).axes
+    assert axes.get_title(loc="left") == title
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["0", "1", "2"]
+    assert axes.get_ylabel() == "class"
 
 
 def test_dots_stand_clear_of_the_bars_and_inside_the_panel():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import nbformat
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.plain import Style as PlainStyle
 from pybtex.style.labels import BaseLabelStyle
@@ -150,6 +151,36 @@ def write_first_page(app: Sphinx, failure: Exception | None) -> None:
         Path(app.outdir, "index.html").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+AT_HOME = """\
+# A copy of a page of the book. It needs the book's repository and environment, and works in the repository's folder.
+import importlib.util
+import os
+from pathlib import Path
+
+found = importlib.util.find_spec("dpldm")
+home = Path(found.origin).resolve().parent.parent if found and found.origin else None
+if home is None or not (home / "_toc.yml").exists():
+    raise RuntimeError("{needs}")
+os.chdir(home)"""
+NEEDS = (
+    "this notebook needs the book's repository{where}: get it, run `make setup` in it, then start Jupyter from .venv"
+)
+
+
+def let_downloads_work(app: Sphinx, failure: Exception | None) -> None:
+    """The notebook that a page offers for download gets a first cell that finds the repository, or says that it needs
+    it before anything is computed."""
+    if failure is not None or app.builder.format != "html":
+        return
+    url = app.config.html_theme_options.get("repository_url")
+    source = AT_HOME.format(needs=NEEDS.format(where=f" ({url})" if url else ""))
+    for path in sorted(Path(app.outdir, "_sources", "executed").glob("*.ipynb")):
+        node = nbformat.read(path, as_version=4)
+        cell = nbformat.v4.new_code_cell(source, id="at-home")
+        node.cells.insert(0, cell)
+        path.write_text(nbformat.writes(node), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_repository)
     for change in (point_at_sources, drop_thebe, set_language, correct_roles):
@@ -158,4 +189,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", readable_signature)
     app.connect("autodoc-skip-member", skip_inherited)
     app.connect("build-finished", write_first_page, priority=900)
+    app.connect("build-finished", let_downloads_work, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
