@@ -18,6 +18,7 @@ from dpldm import compression, embedding, mixture, training
 from dpldm.compression import CompressionSettings, PCASettings, RefinedPCASettings, Shape
 from dpldm.denoiser import one_hot
 from dpldm.embedding import RandomFeatures
+from dpldm.finishing import FinishedLater
 from dpldm.matching import Generator
 from dpldm.mixture import Mixture, MixtureSettings
 from dpldm.privacy import (
@@ -32,7 +33,7 @@ from dpldm.privacy import (
     gaussian_noise_multiplier,
     release,
 )
-from dpldm.synthesis import SamplingSettings
+from dpldm.synthesis import FINISHING_SEED, SamplingSettings
 
 BATCH = 5_000  # images drawn at a time
 
@@ -104,7 +105,27 @@ class Baseline:
         return 1000 * self.seed + purpose + self.stages.index(stage)
 
 
-class NetworkBaseline(Baseline):
+class Rival(Baseline):
+    """A method whose images may be finished like those of this book, by ``settings.finishing``."""
+
+    settings: FinishedLater
+
+    @abstractmethod
+    def _drawn(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Iterator[Tensor]:
+        """What the method itself draws: images for ``labels`` (N,) in batches (B, C, H, W) in [0, 1], on the CPU."""
+
+    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
+        """Synthetic images for ``labels`` (N,), in batches (B, C, H, W) in [0, 1] in the labels' order, finished.
+
+        Post-processing: costs no privacy, however many images are drawn. A method without a sampler makes no use of
+        ``sampling``, or only of its batch.
+        """
+        for index, images in enumerate(self._drawn(labels, seed, sampling)):
+            random = torch.Generator().manual_seed(FINISHING_SEED + 10_000 * seed + index)
+            yield self.settings.finishing(images, random)
+
+
+class NetworkBaseline(Rival):
     """A method that is one network, fitted in one stage by one mechanism."""
 
     network: nn.Module | None = None
@@ -141,7 +162,7 @@ class NetworkBaseline(Baseline):
 
 
 @dataclass(frozen=True)
-class ClassGaussianSettings:
+class ClassGaussianSettings(FinishedLater):
     """``compression_share``: of the budget's 1/σ², for the compressor; the mixture gets the rest."""
 
     compression: CompressionSettings = field(default_factory=CompressionSettings)
@@ -178,13 +199,14 @@ def noised_latents_settings(profile: str, dataset: str, epsilon: float | None) -
     return ClassGaussianSettings(stage_1, MixtureSettings(1, 1, clip_norm=0.9, moment_share=0.85))
 
 
-class ClassGaussian(Baseline):
+class ClassGaussian(Rival):
     """Private PCA, then one Gaussian of the latents per class; no network (or a few, with more components).
 
     Guarantee: that of the compressor and of :func:`dpldm.mixture.fit_mixture`, composed. It is the model that the
     latent diffusion starts from, with the whole budget to itself.
     """
 
+    settings: ClassGaussianSettings
     stages = ("compression", "mixture")
 
     def __init__(
@@ -222,8 +244,7 @@ class ClassGaussian(Baseline):
         return mixture.fit_mixture(data, encode, dim, self.settings.mixture, allowance, noise)
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
-        """Images for ``labels`` (N,), in batches (B, C, H, W) in [0, 1]; drawn in one go, so ``sampling`` is unused."""
+    def _drawn(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Iterator[Tensor]:
         assert self.mixture is not None, "fit or restore first"
         random = torch.Generator().manual_seed(seed)
         for part in labels.split(BATCH):
@@ -284,7 +305,7 @@ def _gaussian_per_class(
 
 
 @dataclass(frozen=True)
-class MeanEmbeddingSettings:
+class MeanEmbeddingSettings(FinishedLater):
     """``features``: random Fourier features, cosines and sines together. ``length_scale``: of the Gaussian kernel, in
     units of √(pixels / 6), the root mean square distance of two images of independent uniform pixels; public, where the
     paper takes the median distance of private images. ``count_scale``: weight of the class counts in the release.
@@ -303,7 +324,7 @@ class MeanEmbeddingSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if name != "finishing" and not value > 0:
                 raise ValueError(f"expected {name} > 0, got {value}: give a positive number")
         if self.features % 2:
             raise ValueError(f"expected an even number of features, got {self.features}: add one")
@@ -320,13 +341,14 @@ def mean_embedding_settings(profile: str, dataset: str, epsilon: float | None) -
     return MeanEmbeddingSettings(steps=4_000, generated=500) if profile == "paper" else MeanEmbeddingSettings()
 
 
-class MeanEmbedding(Baseline):
+class MeanEmbedding(Rival):
     """DP-MERF (Harder, Adamczewski and Park 2021): a noisy mean embedding per class, then a generator that matches it.
 
     Private part, one release ("mean embedding"): :func:`dpldm.embedding.mean_embedding` of pixels. The generator sees
     only that.
     """
 
+    settings: MeanEmbeddingSettings
     stages = ("embedding", "generator")
 
     def __init__(
@@ -389,8 +411,7 @@ class MeanEmbedding(Baseline):
         network.eval()
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
-        """Images for ``labels`` (N,), in batches (B, C, H, W) in [0, 1]; drawn in one go, so ``sampling`` is unused."""
+    def _drawn(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Iterator[Tensor]:
         assert self.network is not None, "fit or restore first"
         random = torch.Generator().manual_seed(seed)
         for part in labels.split(BATCH):

@@ -95,10 +95,10 @@ def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment
     scoring = base.evaluation
     if given.classifier_seeds is not None:
         scoring = replace(scoring, classifier_seeds=given.classifier_seeds)
-    return replace(base, settings=_changed(base.settings, given), evaluation=scoring)
+    return replace(base, settings=_changed(base.settings, given, epsilon), evaluation=scoring)
 
 
-def _changed(settings: Any, given: argparse.Namespace) -> Any:
+def _changed(settings: Any, given: argparse.Namespace, epsilon: float | None) -> Any:
     """The profile's settings with what was said on the command line, as far as the method has such settings."""
     from dataclasses import replace
 
@@ -116,6 +116,11 @@ def _changed(settings: Any, given: argparse.Namespace) -> Any:
             settings = replace(settings, batch=given.batch)
     if sampling := _sampling(settings, given, given.method):
         settings = replace(settings, sampling=sampling)
+    if given.finished:
+        from dpldm.methods import finishing_for
+
+        needs("finishing", "--finished")
+        settings = replace(settings, finishing=finishing_for(str(given.dataset or given.data), epsilon))
     return settings
 
 
@@ -427,6 +432,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--batch", type=int, metavar="N", help="expected batch of the training, at most the images")
     _add_sampling(run)
+    run.add_argument(
+        "--finished", action="store_true", help="finish a rival's images like ours (bend, contrast, …); free"
+    )
     run.add_argument("--n-synthetic", type=int, metavar="N", help="images to draw (default: 60,000; smoke: 1,000)")
     run.add_argument("--test-data", type=Path, metavar="PATH", help="real images to score the synthesis of --data with")
     run.add_argument("--classifier-seeds", type=int, metavar="N", help="classifiers of each kind to score with")

@@ -6,6 +6,7 @@ after the last of them and ends with the record of a run that was never interrup
 through `PrivateData`; the evaluation reads real images directly and is part of no guarantee.
 """
 
+import functools
 import hashlib
 import hmac
 import itertools
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import time
 import types
 import typing
@@ -30,6 +32,7 @@ from dpldm import data as datasets
 from dpldm.compression import Compressor
 from dpldm.data import ImageData
 from dpldm.evaluation import EvaluationSettings
+from dpldm.finishing import unfinished
 from dpldm.methods import METHODS, PROFILES, MethodSettings, Synthesizer
 from dpldm.privacy import Ledger, Mechanism, PrivacySpec, PrivateData
 from dpldm.results import RecordError, StageFolder
@@ -189,9 +192,10 @@ def fit_seed(experiment: Experiment, sha256: Mapping[str, str]) -> int:
     Of a seeded run these are also ``sha256``, the checksums of its images: two runs that differ in anything then share
     no noise, which their difference would cancel. A secure run has its noise from elsewhere, and what still follows
     from this seed is public (first weights, random features): it must not tell of which images the run was made.
+    How the images are finished decides nothing of the fit: with it and without, it is one fit, released once.
     """
-    assert experiment.settings is not None
-    facts = [experiment.method, to_json(experiment.settings), experiment.spec and asdict(experiment.spec)]
+    settings = to_json(unfinished(experiment.settings))
+    facts = [experiment.method, settings, experiment.spec and asdict(experiment.spec)]
     facts += [] if experiment.secure_mode else [dict(sha256)]
     return derived_seed(experiment.seed, f"fit {json.dumps(facts, sort_keys=True)}")
 
@@ -210,7 +214,8 @@ def balanced_labels(n: int, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Job:
-    """A checked experiment with what it works on."""
+    """A checked experiment with what it works on. ``unfinished``: the stages of the run with the same fit whose images
+    are left as they are, which may be this one."""
 
     experiment: Experiment
     settings: MethodSettings
@@ -222,6 +227,7 @@ class _Job:
     description: dict[str, Any]
     record_path: Path
     stages: StageFolder
+    unfinished: StageFolder
 
     @property
     def model_path(self) -> Path:
@@ -252,9 +258,11 @@ def _prepare(experiment: Experiment, folders: Folders) -> _Job:
             evaluation.find_inception_weights()
     description = _description(experiment, train, test, synthesizer, folders)
     record_path = folders.records / results.record_name(description)
-    stages = StageFolder(folders.runs / record_path.stem)
+    plain = description["settings"] | {"synthesis": to_json(unfinished(experiment.settings))}
+    names = [record_path.name, results.record_name(description | {"settings": plain})]
+    stages = [StageFolder(folders.runs / Path(name).stem) for name in names]
     return _Job(
-        experiment, experiment.settings, train, test, synthesizer, labels, device, description, record_path, stages
+        experiment, experiment.settings, train, test, synthesizer, labels, device, description, record_path, *stages
     )
 
 
@@ -431,6 +439,8 @@ def _work(job: _Job, progress: Progress, force: bool) -> dict[str, Any]:
     facts = results.environment_facts(str(job.device))
     parts = [f"evaluation-{part}" for part in evaluation.PARTS] if job.test is not None else []
     done = _Done(job, [*job.synthesizer.stages, SAMPLES], parts, facts["commit"], progress)
+    if not force:
+        _take_over(job)
     done.look(force)
     ledger = Ledger()
     for stage in job.synthesizer.stages:
@@ -454,6 +464,16 @@ def _parameters(synthesizer: Synthesizer) -> int:
     """How many numbers a fitted synthesizer is: weights, means, axes; all that it keeps of the images."""
     states = [synthesizer.state(stage) for stage in synthesizer.stages]
     return sum(tensor.numel() for state in states for tensor in state.values())
+
+
+def _take_over(job: _Job) -> None:
+    """Begin with what the run without finished images has fitted, where this one has nothing yet."""
+    chain = job.synthesizer.stages
+    if job.unfinished.path == job.stages.path or any(job.stages.has(stage) for stage in chain):
+        return
+    for stage in itertools.takewhile(job.unfinished.has, chain):
+        copy = functools.partial(shutil.copyfile, job.unfinished.file(stage))
+        results.write_atomically(job.stages.file(stage), copy)
 
 
 class _Done:

@@ -5,7 +5,8 @@ linear decoder knows none of it: it draws strokes grey and edges blurred, and of
 Gaussians span.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,41 @@ class FinishSettings:
     @property
     def is_random(self) -> bool:
         return self.bend > 0 or (self.contrast > 0 and (self.contrast_share < 1 or self.contrast_varies))
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What another method's images get of what those of this book get; the defaults leave them as they are.
+
+    first: what images that stage 1 decodes get. first_share: share of the images, in [0, 1], that get it, at random.
+    last: what all images get after that.
+    """
+
+    first: FinishSettings = FinishSettings()
+    first_share: float = 1.0
+    last: FinishSettings = FinishSettings()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first_share <= 1:
+            raise ValueError(f"expected first_share from 0 to 1, got {self.first_share}: 1 is every image")
+
+    def __call__(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """Finished images (B, C, H, W) in [0, 1], each by itself."""
+        chosen = torch.rand(len(images), 1, 1, 1, generator=random) < self.first_share
+        return finish(torch.where(chosen, finish(images, self.first, random), images), self.last, random)
+
+
+@dataclass(frozen=True)
+class FinishedLater:
+    """Settings of a method whose images can be finished when all is drawn: post-processing, so that the private fit is
+    the same with and without it."""
+
+    finishing: Finishing = field(default=Finishing(), kw_only=True, metadata={"later": True})
+
+
+def unfinished(settings: Any) -> Any:
+    """A method's settings without `Finishing`: what decides its fit."""
+    return replace(settings, finishing=Finishing()) if isinstance(settings, FinishedLater) else settings
 
 
 def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dpldm import training
 from dpldm.baselines import NetworkBaseline
 from dpldm.denoiser import one_hot
+from dpldm.finishing import FinishedLater
 from dpldm.privacy import Mechanism, NoiseSource, PrivacySpec, PrivateData, clip_rows, release
 from dpldm.synthesis import SamplingSettings
 
@@ -160,11 +161,7 @@ class ImageGradientMethod(NetworkBaseline):
         return order[torch.arange(count) % self.num_classes].to(self.device)
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
-        """Synthetic images for ``labels`` (N,), in batches (B, C, H, W) in [0, 1] in the labels' order.
-
-        Post-processing: costs no privacy. Of ``sampling`` only the batch counts.
-        """
+    def _drawn(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Iterator[Tensor]:
         if self.network is not None:
             self.network.to(self.device)
         batch = sampling.batch if sampling else self.generator_settings.sampling_batch
@@ -200,7 +197,7 @@ class GeneratorTrainer:
 
 
 @dataclass(frozen=True)
-class SinkhornSettings:
+class SinkhornSettings(FinishedLater):
     """DP-Sinkhorn. The cost of a pair is, per pixel, squared difference plus ``l1_weight`` times absolute difference,
     plus ``label_weight`` where the labels differ.
 
@@ -308,6 +305,7 @@ class Sinkhorn(ImageGradientMethod):
     length of the whole.
     """
 
+    settings: SinkhornSettings
     method = "dp-sinkhorn"
 
     def __init__(
@@ -386,7 +384,7 @@ class Sinkhorn(ImageGradientMethod):
 
 
 @dataclass(frozen=True)
-class GANSettings:
+class GANSettings(FinishedLater):
     """GS-WGAN. parts: D, of the private images, each with a discriminator of its own. width: of a discriminator's two
     hidden layers. warm_up_updates: of every discriminator, before the generator's first step. updates: of the one whose
     turn it is, before each further step. batch: private images in an update. penalty: on slopes other than 1.
@@ -483,6 +481,7 @@ class GradientSanitizedGAN(ImageGradientMethod):
     which saves far less. Its discriminators are convolutional.
     """
 
+    settings: GANSettings
     method = "gs-wgan"
 
     def __init__(

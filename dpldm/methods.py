@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dpldm import baselines, generators, pixel
 from dpldm.evaluation import EVALUATION, EvaluationSettings
-from dpldm.finishing import FinishSettings
+from dpldm.finishing import Finishing, FinishSettings
 from dpldm.privacy import PrivateData
 from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
 
@@ -126,6 +126,22 @@ def _fit_for(dataset: str, epsilon: float | None) -> SynthesisSettings:
         share = chosen.compression_share + chosen.diffusion_share / 2
         return replace(chosen, compression=replace(chosen.compression, kind="refined-pca"), compression_share=share)
     return chosen
+
+
+def finishing_for(dataset: str, epsilon: float | None) -> Finishing:
+    """What this book's images of a data set get at ε beside what is private, for the images of other methods.
+
+    Ours get ``finish`` where stage 1 decodes them, and all of them ``last``; so as large a share gets it here.
+
+    Raises:
+        ValueError: for other images nothing is done.
+    """
+    ours = _fit_for(dataset, epsilon)
+    share = 1 - ours.matching.image_share if ours.matches else 1.0
+    found = Finishing(ours.finish, share, ours.last)
+    if found == Finishing():
+        raise ValueError(f"images of {dataset} are not finished: expected mnist or fashion_mnist, or leave it out")
+    return found
 
 
 METHODS: dict[str, Method] = {

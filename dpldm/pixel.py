@@ -18,6 +18,7 @@ from dpldm import diffusion, training
 from dpldm.baselines import NetworkBaseline
 from dpldm.denoiser import one_hot
 from dpldm.diffusion import NoiseLevels
+from dpldm.finishing import FinishedLater
 from dpldm.privacy import Mechanism, PrivacySpec, PrivateData
 from dpldm.synthesis import SamplingSettings
 from dpldm.training import FitSettings
@@ -29,7 +30,7 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class PixelDiffusionSettings:
+class PixelDiffusionSettings(FinishedLater):
     """Everything that decides a pixel diffusion beside the data, the budget and the seed.
 
     fold: side of the squares of pixels that become channels, so that the network works at 1/fold of the size.
@@ -185,6 +186,7 @@ class PixelDiffusion(NetworkBaseline):
         run's noise. device: where to work.
     """
 
+    settings: PixelDiffusionSettings
     method = "dpdm"
     stages = (STAGE,)
 
@@ -262,11 +264,7 @@ class PixelDiffusion(NetworkBaseline):
         return self.network
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:
-        """Synthetic images for ``labels`` (N,), in batches (B, C, H, W) in [0, 1] in the labels' order.
-
-        Post-processing: costs no privacy, however many images are drawn.
-        """
+    def _drawn(self, labels: Tensor, seed: int, sampling: SamplingSettings | None) -> Iterator[Tensor]:
         assert self.network is not None, "fit or restore first"
         sampling, network = sampling or self.settings.sampling, self.network.to(self.device).eval()
         sigmas = self.settings.noise_levels.schedule(sampling.steps).to(self.device)

@@ -19,8 +19,10 @@ from dpldm import baselines, cli, experiment, methods, privacy, results, sweep
 from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
 from dpldm.cli import main
 from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run, to_json
+from dpldm.finishing import FinishedLater, Finishing, FinishSettings
 from dpldm.methods import METHODS
 from dpldm.privacy import Ledger, PrivacySpec, PrivateData, watched
+from dpldm.synthesis import FINISHING_SEED
 
 SHAPE, CLASSES = (1, 12, 12), 3
 PRIVATE = [name for name, method in METHODS.items() if method.private]
@@ -173,6 +175,107 @@ def test_the_command_line_names_every_method(capsys: pytest.CaptureFixture) -> N
         main(["run", "--help"])
     said = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
     assert all(name in re.sub(r"- ", "-", said) for name in METHODS)
+
+
+# --- images finished like ours ----------------------------------------------------------------------------------------
+
+RIVALS = ("class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "dpdm", "reading-b")
+SEEN = Finishing(FinishSettings(contrast=20.0), 0.5, FinishSettings(bend=1.0, sharpen=0.4, contrast=14.0))
+
+
+def finished_by(described: Experiment, finishing: Finishing = SEEN) -> Experiment:
+    settings = described.resolved().settings
+    assert isinstance(settings, FinishedLater)
+    return replace(described, settings=replace(settings, finishing=finishing))
+
+
+def test_a_rival_can_be_finished_and_no_other_method() -> None:
+    with_it = {name for name, method in METHODS.items() if issubclass(method.settings, FinishedLater)}
+    assert with_it == set(RIVALS)
+
+
+def test_finished_images_are_those_of_the_same_fit(made: tuple, tmp_path: Path) -> None:
+    """One private fit under one ledger, whether it is made anew or taken over: only the images differ, and only by
+    what `Finishing` makes of them."""
+    described, folders, record = made
+    if described.method not in RIVALS:
+        pytest.skip("ours is always finished, a yardstick never")
+    wanted, anew = finished_by(described), Folders(tmp_path / "records", tmp_path / "runs")
+    anew.runs.mkdir()
+    (anew.runs / ".secret").write_bytes((folders.runs / ".secret").read_bytes())
+    lines: list[str] = []
+    progress = experiment.Progress()
+    progress.say = lines.append  # type: ignore[method-assign]
+    finished = run(wanted, folders, progress)
+    again = run(wanted, anew)
+    assert {**again, "seconds": 0} == {**finished, "seconds": 0}
+    assert finished["privacy"] == record["privacy"]
+    assert results.record_name(finished) != results.record_name(record)
+    models = [experiment.load_synthesizer(model_of(f, r)).synthesizer for f, r in ((anew, finished), (folders, record))]
+    assert [line.split(":")[0] for line in lines if "done earlier" in line] == list(models[0].stages)
+    for stage in models[0].stages:
+        one, other = (model.state(stage) for model in models)
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    labels = experiment.balanced_labels(150, CLASSES)
+    plain = torch.cat(list(models[1].sample(labels, 5)))
+    with_it = torch.cat(list(models[0].sample(labels, 5)))
+    assert not torch.equal(plain, with_it)
+    assert torch.equal(SEEN(plain, torch.Generator().manual_seed(FINISHING_SEED + 50_000)), with_it)
+
+
+def test_a_run_of_its_own_goes_on_with_its_own_stages(place: Path, tmp_path: Path) -> None:
+    """What the run without finished images has is not mixed into one that was begun."""
+    described = Experiment(
+        place / "bars.npz", 2.0, delta=1e-4, secure_mode=True, method="class-gaussian", profile="smoke", n_synthetic=60
+    )
+    folders, wanted = Folders(tmp_path / "records", tmp_path / "runs"), finished_by(described)
+
+    class Stop(experiment.Progress):
+        def say(self, line: str) -> None:
+            if line.startswith("compression:"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(experiment.Stopped):
+        run(wanted, folders, Stop())
+    begun = results.StageFolder(folders.runs / experiment.check(wanted, folders).stem)
+    own = begun.load("compression")[0]
+    run(described, folders)
+    run(wanted, folders)
+    assert all(torch.equal(own[name], value) for name, value in begun.load("compression")[0].items())
+    other = results.StageFolder(folders.runs / experiment.check(described, folders).stem).load("mixture")[0]
+    assert not torch.equal(other["means"], begun.load("mixture")[0]["means"])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_what_is_not_finished_keeps_its_digest_and_seed(name: str) -> None:
+    for dataset, epsilon in (("mnist", 10.0), ("fashion_mnist", 0.2)):
+        plain = Experiment(dataset, epsilon, method=name).resolved()
+        finished = finished_by(plain, methods.finishing_for(dataset, epsilon))
+        assert "finishing" not in to_json(plain.settings)
+        assert experiment.fit_seed(plain, {"a": "b"}) == experiment.fit_seed(finished, {"a": "b"})
+        written = json.loads(json.dumps(to_json(finished.settings)))
+        assert from_json(METHODS[name].settings, written) == finished.settings
+        del written["finishing"]
+        assert written == json.loads(json.dumps(to_json(plain.settings)))
+
+
+@pytest.mark.parametrize("epsilon", [10.0, 1.0, 0.2])
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_rivals_get_what_our_recipe_applies(dataset: str, epsilon: float, capsys: pytest.CaptureFixture) -> None:
+    ours = methods.settings_for("quick", dataset, epsilon)
+    words = ["run", "--dataset", dataset, "--epsilon", str(epsilon), "--method", "dp-merf", "--finished"]
+    given = cli._parser().parse_args(words)
+    settings = cli._experiment(given, cli._epsilon(given)).settings
+    assert isinstance(settings, FinishedLater)
+    assert (settings.finishing.first, settings.finishing.last) == (ours.finish, ours.last)
+    assert settings.finishing.first_share == (1 - ours.matching.image_share if ours.matches else 1)
+    assert "--finished does not apply to method 'dpldm'" in refused(capsys, *words[:5], "--finished")
+
+
+def test_other_images_are_not_finished(place: Path, capsys: pytest.CaptureFixture) -> None:
+    own = ["run", "--data", place / "bars.npz", "--method", "dp-merf", "--delta", "1e-4", "--finished"]
+    assert "are not finished: expected mnist or fashion_mnist" in refused(capsys, *own)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
