@@ -2,4 +2,38 @@
 
 An independent re-implementation, from the abstract alone, of "Differential Privacy Data Synthesis Method Based on
 Latent Diffusion Model" (Ge, Zhang, Sun; Computer Science 51(3), 2024).
+
+What most programs need can be had from here: `from dpldm import LatentDiffusion`. It is loaded when it is asked for, so
+that `import dpldm` takes no time.
 """
+
+__version__ = "0.1.0"
+
+EXPORTS = {  # name -> the module that has it
+    "Experiment": "experiment",
+    "Folders": "experiment",
+    "ImageData": "data",
+    "LatentDiffusion": "synthesis",
+    "Ledger": "privacy",
+    "PrivacySpec": "privacy",
+    "PrivateData": "privacy",
+    "SynthesisSettings": "synthesis",
+    "evaluate": "evaluation",
+    "load": "data",
+    "load_own": "data",
+    "load_synthesizer": "experiment",
+    "run": "experiment",
+    "settings_for": "methods",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'dpldm' has no attribute {name!r}: expected a module, or {', '.join(EXPORTS)}")
+    return getattr(import_module(f"dpldm.{EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *EXPORTS])

@@ -21,7 +21,7 @@ from dpldm.experiment import Experiment, Folders
 from dpldm.mixture import MixtureSettings
 from dpldm.synthesis import SynthesisSettings
 
-FOLDER = Path("book/ablation")
+FOLDER = Path("runs/ablation")
 DEFAULT = "default"
 YARDSTICKS = ("non-private", "reconstructed", "real")  # no release: they show what privacy and compression cost
 HERE = Folders()

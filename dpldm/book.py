@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpldm import EXPORTS
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ("dataset", "epsilon", "seed", "profile")  # of the reference run; the same in every notebook
 TOC_KEYS = (
@@ -228,7 +230,7 @@ def imported_modules(source: str, package: str = PACKAGE, inside: bool = False) 
             if inside and node.level == 1:
                 module = f"{package}.{module}".rstrip(".")
             if module == package:
-                found |= {alias.name for alias in node.names}
+                found |= {EXPORTS.get(alias.name, alias.name) for alias in node.names}
             elif module.startswith(f"{package}."):
                 found.add(module.split(".")[1])
     return found
@@ -356,13 +358,33 @@ def forget_stale_run(record: Path, root: Path = ROOT, say: Say = print) -> None:
     changed = [f"{name} changed" for name in {**now, **before} if now.get(name) != before.get(name)]
     if not changed:
         return
-    stages = [file for file in (root / "runs" / record.stem).glob("*.safetensors") if file.stem != "synthesizer"]
+    stages = _stages(record, root / "runs")
     if record.exists() or stages:
         say(f"{record.stem}: to be made again, {_shortened(changed) if before else 'made by unknown code'}")
     for file in (record, record.with_suffix(".png"), *stages):
         file.unlink(missing_ok=True)
     text = json.dumps(now, indent=1) + "\n"
     write_atomically(beside, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def note_inputs(record: Path, runs: Path, anew: bool = False, root: Path = ROOT) -> None:
+    """Say beside the record of a run that begins now by what code it is made, so that the book takes it as it is.
+
+    Where some of the run is there already, nothing is said: other code may have made that.
+
+    Args:
+        runs: the folder of stages. anew: whether the run begins anew, whatever is there.
+    """
+    from dpldm.results import write_atomically
+
+    if anew or not (record.exists() or _stages(record, runs)):
+        text = json.dumps(run_inputs(root), indent=1) + "\n"
+        write_atomically(record.with_suffix(".inputs"), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _stages(record: Path, runs: Path) -> list[Path]:
+    """The finished stages of a record's run; what it released is none."""
+    return [file for file in (runs / record.stem).glob("*.safetensors") if file.stem != "synthesizer"]
 
 
 # --- executed notebooks -----------------------------------------------------------------------------------------------

@@ -4,12 +4,17 @@ The library is imported inside the commands, so that help and mistyped options a
 """
 
 import argparse
+import codecs
+import difflib
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dpldm import __version__
 
 if TYPE_CHECKING:
     from dpldm.experiment import Experiment
@@ -23,19 +28,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What went wrong is one line on standard error; results go to standard output, progress to standard error.
     """
-    given = _parser().parse_args(argv)
+    _ready_streams()
     try:
+        given = _parser().parse_args(argv)
+        _check_names(given)
         given.command(given)
         sys.stdout.flush()
     except BrokenPipeError:  # `dpldm records | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, OverflowError) as error:
         print(f"dpldm: {_one_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as interrupt:
-        print(f"\ndpldm: {interrupt or 'stopped'}", file=sys.stderr)
+        print(f"\ndpldm: {str(interrupt) or 'stopped; the same command begins again'}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _ready_streams() -> None:
+    """Output is always possible: a stream that was closed before the start is empty, or swallows what is written; one
+    that can't hold a letter gets others in its place."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:  # its number must not go to the next file that is opened
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    codecs.register_error("in-ascii", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="in-ascii")
+
+
+_IN_ASCII = {"ε": "epsilon", "δ": "delta", "σ": "sigma", "×": "x", "±": "+/-", "≤": "<=", "…": "...", "→": "->",
+             "·": "*", "–": "-", "²": "^2"}  # fmt: skip
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Letters for those that an encoding lacks, as a handler of `codecs`; others as Python writes them in ASCII."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(letter, ascii(letter)[1:-1]) for letter in letters), error.end
+
+
+def _check_names(given: argparse.Namespace) -> None:
+    """Mistyped names, and numbers that are no seeds, are refused before the slow imports, in the library's words."""
+    for option, known in (("dataset", DATASETS), ("method", METHODS), ("profile", PROFILES)):
+        asked = getattr(given, option, None)
+        for name in asked if isinstance(asked, list) else [asked]:
+            if name is not None and name not in known:
+                raise ValueError(f"unknown {option} {name!r}: {_expected(option, name, known)}")
+    for name in getattr(given, "names", []):
+        if name not in DATASETS:
+            raise ValueError(f"unknown dataset {name!r}: {_expected('dataset', name, DATASETS)}")
+    seed = getattr(given, "seed", None)
+    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"expected a seed from 0 to {LARGEST_SEED}, got {_shortly(seed)}: choose another")
+
+
+def _expected(option: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    own = ", or your own images with `dpldm run --data PATH`" if option == "dataset" else ""
+    return f"did you mean {near[0]}?" if near else f"expected {' or '.join(known)}{own}"
+
+
+def _shortly(number: int) -> str:
+    text = str(number)
+    return text if len(text) <= 20 else f"a number of {len(text)} digits"
 
 
 def _one_line(error: BaseException) -> str:
@@ -56,11 +116,14 @@ def _run(given: argparse.Namespace) -> None:
     epsilon = _epsilon(given)
     if epsilon is not None or given.noise_multiplier is not None:
         PrivacySpec(epsilon, given.delta, given.noise_multiplier)  # a bad budget is refused before the slow imports
-    from dpldm import experiment
+    from dpldm import book, experiment
 
     folders = experiment.Folders(records=given.out, runs=given.runs)
+    described = _experiment(given, epsilon)
     with _progress() as progress:
-        record = experiment.run(_experiment(given, epsilon), folders, progress, given.force)
+        record = experiment.run(
+            described, folders, progress, given.force, lambda path: book.note_inputs(path, folders.runs, given.force)
+        )
     print(experiment.summary(record, folders))
 
 
@@ -78,7 +141,7 @@ def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment
     from dpldm.experiment import Experiment
 
     base = Experiment(
-        dataset=given.dataset or given.data,
+        dataset=given.data or given.dataset or DATASETS[0],
         epsilon=epsilon,
         noise_multiplier=given.noise_multiplier,
         delta=given.delta,
@@ -148,6 +211,8 @@ def _sample(given: argparse.Namespace) -> None:
     if given.out.suffix != ".npz":
         raise ValueError(f"{given.out}: expected a file name that ends in .npz: rename it")
     saved = experiment.load_synthesizer(given.model, experiment.choose_device(given.device))
+    assert saved.image_shape is not None
+    results.check_memory(given.n, saved.image_shape)
     labels = _labels(given.labels, given.n, saved.class_names)
     sampling = _sampling(saved.settings, given, saved.method)
     results.check_writable(given.out.parent)
@@ -216,9 +281,11 @@ def _evaluate(given: argparse.Namespace) -> None:
 def _records(given: argparse.Namespace) -> None:
     from dpldm import results
 
-    if not given.folder.is_dir() and given.folder != RECORDS:
+    if given.folder is not None and not given.folder.is_dir():
         raise ValueError(f"{given.folder}: expected a folder of records, found none: name another with --folder")
-    table = results.table(results.read_all(given.folder))
+    folders = [BOOK_RECORDS, RECORDS] if given.folder is None else [given.folder]
+    found = {results.record_name(record): record for folder in folders for record in results.read_all(folder)}
+    table = results.table(found.values())
     if given.json:
         print(table.to_json(orient="records", force_ascii=False, indent=1, double_precision=15))
     elif given.csv:
@@ -245,9 +312,29 @@ def _data(given: argparse.Namespace) -> None:
 def _privacy(given: argparse.Namespace) -> None:
     from dpldm import data, privacy, results
 
-    path = given.record if given.record.exists() else RECORDS / given.record
+    path = _find_record(given.record)
     record = results.read(path)
     print(path.name, *privacy.in_words(record["privacy"], record["dataset"] in data.DATASETS), sep="\n")
+
+
+def _find_record(given: Path) -> Path:
+    """A record by its path or by its name, with or without `.json`; as it was given where there is none."""
+    named = [given, given.with_name(f"{given.name}.json")]
+    places = [path for path in named if path.is_file()]
+    places += [folder / path for folder in (RECORDS, BOOK_RECORDS) for path in named if (folder / path).is_file()]
+    if not places:
+        raise ValueError(
+            f"{given}: expected a record, or its name in {RECORDS} or {BOOK_RECORDS}, found none: `dpldm records` "
+            "lists them"
+        )
+    return places[0]
+
+
+def _publish(given: argparse.Namespace) -> None:
+    from dpldm import publishing
+
+    for record in given.records:
+        print(publishing.publish(_find_record(record), given.to, given.own_data))
 
 
 def _audit(given: argparse.Namespace) -> None:
@@ -279,7 +366,13 @@ def _sweep(given: argparse.Namespace) -> None:
         tuple(given.dataset), tuple(given.epsilon), given.seeds, given.profile, given.delta, tuple(given.method)
     )
     folders = Folders(records=given.out, runs=given.runs)
-    done = sweep.run(asked, folders, given.workers, say=lambda line: print(line, file=sys.stderr, flush=True))
+    done = sweep.run(
+        asked,
+        folders,
+        given.workers,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        known=BOOK_RECORDS,
+    )
     print(sweep.as_text(done.records))
     if done.failed:
         some = f"{len(done.failed)} of {len(done.records)} runs failed"
@@ -373,8 +466,12 @@ def _progress() -> Any:
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-RECORDS, ABLATION, RUNS, DEFAULT_EPSILON = Path("book/records"), Path("book/ablation"), Path("runs"), 10.0
-# The names in `dpldm.methods.METHODS`; a test holds the two together. YARDSTICKS take no ε.
+RECORDS, BOOK_RECORDS, ABLATION = Path("runs/records"), Path("book/records"), Path("runs/ablation")
+RUNS, DEFAULT_EPSILON, LARGEST_SEED = Path("runs"), 10.0, 10**9
+# The names that the library knows, here so that it need not be loaded for them; tests hold the two together. YARDSTICKS
+# take no ε.
+DATASETS = ("mnist", "fashion_mnist")
+PROFILES = ("smoke", "quick", "paper")
 YARDSTICKS = ("real", "non-private")
 METHODS = ("dpldm", "class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "dpdm", "reading-b", *YARDSTICKS)
 ABOUT_METHODS = f"{', '.join(METHODS)} (default dpldm); {' and '.join(YARDSTICKS)} are yardsticks without privacy"
@@ -387,14 +484,64 @@ def _epsilon_or_none(text: str) -> tuple[float | None]:
 _epsilon_or_none.__name__ = "number, or none,"  # what argparse calls it in "invalid … value"
 
 
+EXAMPLES = {
+    "run": (
+        "dpldm run --epsilon 3                                 digits (MNIST), some minutes",
+        "dpldm run --profile smoke                             seconds: does all of it work here?",
+        "dpldm run --dataset fashion_mnist --method dp-merf    another method, same protocol",
+        "dpldm run --data my-images/ --epsilon 3 --secure      your own, a folder per class or .npz, for a release",
+    ),
+    "sample": (
+        "dpldm sample runs/NAME/synthesizer.safetensors --out images.npz",
+        "dpldm sample runs/NAME/synthesizer.safetensors --n 20 --labels 3,5 --out some.npz",
+    ),
+    "evaluate": (
+        "dpldm evaluate images.npz --dataset mnist",
+        "dpldm evaluate images.npz --dataset mnist --json s.json",
+    ),
+    "records": ("dpldm records", "dpldm records --csv > records.csv"),
+    "data": ("dpldm data", "dpldm data fetch mnist fashion_mnist", "dpldm data verify mnist"),
+    "sweep": (
+        "dpldm sweep --epsilon 0.2 1 10 --seeds 3",
+        "dpldm sweep --dataset mnist fashion_mnist --epsilon 1 --method dpldm dp-merf",
+    ),
+    "ablation": (
+        "dpldm ablation --dataset mnist --epsilon 1",
+        "dpldm ablation --dataset mnist --epsilon 1 --only bend",
+    ),
+    "book": ("dpldm book --epsilon 3", "dpldm book --profile smoke --no-site", "dpldm book --only data privacy"),
+    "privacy": ("dpldm privacy NAME                                    a name that `dpldm records` lists",),
+    "publish": ("dpldm publish NAME                                    a name that `dpldm records` lists",),
+    "audit": ("dpldm audit --epsilon 1", "dpldm audit --profile smoke"),
+}
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines; descriptions are short enough for one."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dpldm", description="Differentially private synthetic images by latent diffusion.", allow_abbrev=False
+        prog="dpldm",
+        description="Differentially private synthetic images by latent diffusion.",
+        epilog="\n".join(
+            ["examples:", *(f"  {lines[0]}" for lines in EXAMPLES.values()), "", "dpldm COMMAND --help has more."]
+        ),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"dpldm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, action: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        added = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog="\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[name])]),
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
         added.set_defaults(command=action)
         return added
 
@@ -407,14 +554,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_ablation(command("ablation", _ablation, "Score the method with one thing changed at a time."))
     _add_book(command("book", _book, "Execute the notebooks that need it and build the site of the book."))
     shown = command("privacy", _privacy, "Say what a record's privacy means, with ε by three accountants.")
-    shown.add_argument("record", type=Path, metavar="RECORD", help="a record, or its name in book/records")
+    shown.add_argument("record", type=Path, metavar="RECORD", help=f"a record, or its name in {RECORDS}")
+    _add_publish(command("publish", _publish, "Copy records, with their sample grids, among those of the book."))
     _add_audit(command("audit", _audit, "Attack a fit on a public data set: a lower bound on ε, to hold to the claim."))
     return parser
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    source = run.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", metavar="NAME", help="mnist or fashion_mnist")
+    source = run.add_mutually_exclusive_group()
+    source.add_argument("--dataset", metavar="NAME", help="mnist (default) or fashion_mnist")
     source.add_argument("--data", type=Path, metavar="PATH", help="your own images: .npz, or a folder per class")
     budget = run.add_mutually_exclusive_group()
     budget.add_argument(
@@ -438,7 +586,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--n-synthetic", type=int, metavar="N", help="images to draw (default: 60,000; smoke: 1,000)")
     run.add_argument("--test-data", type=Path, metavar="PATH", help="real images to score the synthesis of --data with")
     run.add_argument("--classifier-seeds", type=int, metavar="N", help="classifiers of each kind to score with")
-    run.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of records (default {RECORDS})")
+    run.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of the record (default {RECORDS})")
     run.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages and images (default {RUNS})")
     run.add_argument("--force", action="store_true", help="begin anew even if the record exists; never with --secure")
 
@@ -474,7 +622,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _add_records(records: argparse.ArgumentParser) -> None:
-    records.add_argument("--folder", type=Path, default=RECORDS, metavar="FOLDER", help=f"default {RECORDS}")
+    records.add_argument("--folder", type=Path, metavar="FOLDER", help=f"default: {RECORDS} and {BOOK_RECORDS}")
     form = records.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="as JSON, every value")
     form.add_argument("--csv", action="store_true", help="as CSV, every value")
@@ -483,6 +631,12 @@ def _add_records(records: argparse.ArgumentParser) -> None:
 def _add_data(data: argparse.ArgumentParser) -> None:
     data.add_argument("action", nargs="?", choices=("list", "fetch", "verify"), default="list")
     data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist")
+
+
+def _add_publish(publish: argparse.ArgumentParser) -> None:
+    publish.add_argument("records", nargs="+", type=Path, metavar="RECORD", help=f"a record, or its name in {RECORDS}")
+    publish.add_argument("--to", type=Path, default=BOOK_RECORDS, metavar="FOLDER", help=f"default {BOOK_RECORDS}")
+    publish.add_argument("--own-data", action="store_true", help="also of your own images: secure runs without scores")
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:

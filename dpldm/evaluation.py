@@ -110,6 +110,10 @@ class EvaluationSettings:
                 continue
             if not value > 0:
                 raise ValueError(f"evaluation setting {name} must be above 0, got {value}")
+        if self.classifier_seeds > 1_000:
+            raise ValueError(
+                f"expected 1 to 1,000 classifiers of each kind, got {self.classifier_seeds}: ask for fewer"
+            )
         if self.inception not in INCEPTION_MODES:
             raise ValueError(f"inception must be one of {', '.join(INCEPTION_MODES)}, got {self.inception!r}")
 

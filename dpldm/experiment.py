@@ -6,6 +6,7 @@ after the last of them and ends with the record of a run that was never interrup
 through `PrivateData`; the evaluation reads real images directly and is part of no guarantee.
 """
 
+import fcntl
 import functools
 import hashlib
 import hmac
@@ -19,7 +20,8 @@ import time
 import types
 import typing
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,7 +148,7 @@ class Experiment:
 class Folders:
     """Where things lie. ``data`` None: see `dpldm.data.data_folder`."""
 
-    records: Path = Path("book/records")
+    records: Path = Path("runs/records")
     runs: Path = Path("runs")
     data: Path | None = None
 
@@ -373,13 +375,17 @@ def _secret(runs: Path) -> bytes:
 
 
 def run(
-    experiment: Experiment, folders: Folders = Folders(), progress: Progress | None = None, force: bool = False
+    experiment: Experiment,
+    folders: Folders = Folders(),
+    progress: Progress | None = None,
+    force: bool = False,
+    begins: Callable[[Path], None] = lambda record: None,
 ) -> dict[str, Any]:
     """Make the run, or what is left of it, and write its record.
 
     Beside the record there is a sample grid (`.png`); the folder `runs/<name of the record>` has the finished stages,
     the synthesizer (`synthesizer.safetensors`) and the images (`synthetic.npz`). A run whose record exists is not made
-    again.
+    again, and one that is being made by another process is waited for, so that nothing is drawn twice.
 
     Guarantee: that of the record's `privacy`, for everything but `metrics`, which are computed from real images, and
     `seconds` (with whatever else shows how long the work took), which are measured while they are read; see
@@ -389,6 +395,7 @@ def run(
 
     Args:
         force: begin anew, whatever was done before; a secure run only if nothing was.
+        begins: told where the record will be, when all is checked and the work begins.
 
     Returns:
         The record.
@@ -400,17 +407,39 @@ def run(
     """
     progress = progress or Progress()
     job = _prepare(experiment, folders)
-    if not force and results.find(folders.records, job.description):
-        progress.say(f"done earlier: {job.record_path} (begin anew with --force)")
-        return results.read(job.record_path)
+    if not force and (found := _found(job, progress)):
+        return found
     room = 2 * len(job.labels) * math.prod(job.train.image_shape) + 50_000_000
     results.check_writable(job.stages.path, room)
     results.check_writable(folders.records)
-    _introduce(job, progress)
     try:
-        return _work(job, progress, force)
+        with _alone(job.stages.path, progress):
+            if not force and (found := _found(job, progress)):  # by the process that was waited for
+                return found
+            _introduce(job, progress)
+            begins(job.record_path)
+            return _work(job, progress, force)
     except KeyboardInterrupt:
         raise Stopped(job.stages.path) from None
+
+
+def _found(job: _Job, progress: Progress) -> dict[str, Any] | None:
+    if not results.find(job.record_path.parent, job.description):
+        return None
+    progress.say(f"done earlier: {job.record_path} (begin anew with --force)")
+    return results.read(job.record_path)
+
+
+@contextmanager
+def _alone(folder: Path, progress: Progress) -> Iterator[None]:
+    """No two processes make the same run at once. The lock goes when its process does, however that ends."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"waiting: another process is making this run in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _introduce(job: _Job, progress: Progress) -> None:
@@ -697,7 +726,7 @@ def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
 @dataclass(frozen=True)
 class SavedSynthesizer:
     """A fitted synthesizer with what is known of it: ``settings`` are those of its method, ``privacy`` and ``dataset``
-    those of its record, the latter None for a file of an earlier version."""
+    those of its record, the latter None for a file of an earlier version; ``image_shape``: where it was read."""
 
     synthesizer: Synthesizer
     settings: Any
@@ -706,6 +735,7 @@ class SavedSynthesizer:
     seed: int
     method: str = LatentDiffusion.method
     dataset: str | None = None
+    image_shape: tuple[int, int, int] | None = None
 
     @property
     def statement(self) -> dict[str, Any]:
@@ -791,7 +821,8 @@ def _restored(tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.d
     one = next(iter(synthesizer.sample(torch.zeros(1, dtype=torch.int64), 0)))  # so that a wrong shape shows here
     if tuple(one.shape[1:]) != shape:
         raise ExperimentError(f"images of shape {tuple(one.shape[1:])} instead of {shape}")
-    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed, facts["method"], facts.get("dataset"))
+    dataset = facts.get("dataset")
+    return SavedSynthesizer(synthesizer, settings, names, facts["privacy"], seed, facts["method"], dataset, shape)
 
 
 def sample(

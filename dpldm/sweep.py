@@ -44,8 +44,8 @@ class Sweep:
     methods: Sequence[str] = ("dpldm",)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise SweepError(f"expected 1 or more seeds, got {self.seeds}: raise the number")
+        if not 1 <= self.seeds <= 1_000:
+            raise SweepError(f"expected 1 to 1,000 seeds, got {self.seeds}: choose another number")
         _ = self.experiments
 
     @property
@@ -119,6 +119,7 @@ def run(
     workers: int | None = None,
     say: Say = print,
     command: Callable[[Experiment, Folders], list[str]] = command,
+    known: Path | None = None,
 ) -> Outcome:
     """Make all runs of a sweep that have no record. One that fails does not stop the others.
 
@@ -127,6 +128,7 @@ def run(
             them.
         say: told of every run that is skipped, starts or ends.
         command: makes the run of an experiment, in a process.
+        known: a further folder of records, such as the book's; what is recorded there is not made again.
 
     Raises:
         ValueError: some run can't work; before any starts.
@@ -136,7 +138,7 @@ def run(
     if workers is not None and workers < 1:
         raise SweepError(f"expected 1 or more workers, got {workers}: raise the number")
     workers = workers or max(1, min(cores, results.machine_memory() // MEMORY))
-    planned = _planned(sweep, folders)
+    planned = _planned(sweep, folders, known)
     for recorded in [one for one in planned if one.record.exists()]:
         say(f"{recorded.name}: recorded earlier, {recorded.record.name}")
     waiting = [one for one in planned if not one.record.exists()]
@@ -164,9 +166,14 @@ def run(
     return Outcome(tuple(one.record for one in planned), tuple(failed))
 
 
-def _planned(sweep: Sweep, folders: Folders) -> list[_Run]:
-    paths = [(experiment, check(experiment, folders)) for experiment in sweep.experiments]
-    return [_Run(experiment, record, folders.runs / f"{record.stem}.log") for experiment, record in paths]
+def _planned(sweep: Sweep, folders: Folders, known: Path | None) -> list[_Run]:
+    planned = []
+    for experiment in sweep.experiments:
+        record = check(experiment, folders)
+        if known is not None and not record.exists() and (known / record.name).exists():
+            record = known / record.name
+        planned.append(_Run(experiment, record, folders.runs / f"{record.stem}.log"))
+    return planned
 
 
 def _start(run: _Run, words: list[str], environment: dict[str, str]) -> None:

@@ -50,9 +50,9 @@ class SamplingSettings:
             raise ValueError(
                 f"expected a sampler out of {', '.join(diffusion.SAMPLERS)}, got {self.sampler!r}: choose one"
             )
-        if self.steps < 2 or self.batch < 1 or not 0 <= self.guidance <= 100:
+        if not 2 <= self.steps <= 10_000 or self.batch < 1 or not 0 <= self.guidance <= 100:
             raise ValueError(
-                f"expected steps >= 2, batch >= 1 and guidance from 0 to 100, got {self.steps}, {self.batch} and "
+                f"expected 2 to 10000 steps, batch >= 1 and guidance from 0 to 100, got {self.steps}, {self.batch} and "
                 f"{self.guidance}"
             )
 

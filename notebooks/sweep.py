@@ -19,8 +19,8 @@
 # sure the figures are, and where the published points lie.*
 #
 # All lines are our own records, from an independent re-implementation of the abstract of {cite:t}`ge2024latent`. Each is one
-# run or more with different seeds; nothing was selected. `dpldm sweep --epsilon … --seeds …` adds records to `book/records`,
-# and the next build draws them.
+# run or more with different seeds; nothing was selected. `dpldm sweep --epsilon … --seeds …` makes more of them,
+# `dpldm publish …` adds those that shall stand here to `book/records`, and the next build draws them.
 
 # %%
 import os

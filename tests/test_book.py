@@ -289,6 +289,25 @@ def test_run_of_unknown_code_is_forgotten_and_one_of_this_code_is_kept(old_run):
     assert all(file.exists() for file in made)
 
 
+def test_a_run_from_the_command_line_is_taken_as_it_is_unless_its_code_is_unknown(old_run):
+    root, record, made, finish = old_run
+    book.note_inputs(record, root / "runs", root=root)  # some of it is there already, whoever made that
+    assert not record.with_suffix(".inputs").exists()
+    book.note_inputs(record, root / "runs", anew=True, root=root)
+    finish()
+    book.forget_stale_run(record, root, pytest.fail)
+    assert all(file.exists() for file in made)
+    (root / "dpldm" / "mixture.py").write_text("x = 2")
+    said: list[str] = []
+    book.forget_stale_run(record, root, said.append)
+    assert said == ["some: to be made again, dpldm/mixture.py changed"]
+    for file in (*made, record.with_suffix(".inputs")):
+        file.unlink(missing_ok=True)
+    book.note_inputs(record, root / "runs", root=root)
+    finish()
+    book.forget_stale_run(record, root, pytest.fail)
+
+
 @pytest.mark.parametrize(
     ("edited", "forgotten"),
     [

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dpldm import cli, data, experiment, results
+from dpldm import cli, data, experiment, methods, results
 from dpldm.cli import main
 
 BUDGET = ["--epsilon", "2", "--delta", "1e-4"]
@@ -59,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record_of(place: Path) -> Path:
-    return next((place / "book" / "records").glob("*.json"))
+    return next((place / "runs" / "records").glob("*.json"))
 
 
 def model_of(place: Path) -> Path:
@@ -148,7 +150,7 @@ def test_a_bad_option_is_one_line(here: Path, words: list, message: str, capsys:
     given = ["run", "--data", "bars.npz", "--profile", "smoke", "--delta", "1e-4", *words]
     assert message in refused(capsys, *given)
     assert [path.name for path in here.rglob("*") if path.is_file()] in (["bars.npz"], ["bars.npz", ".secret"])
-    assert not list(here.glob("book/records/*"))
+    assert not list(here.glob("runs/records/*"))
 
 
 def nan_at(position: int) -> np.ndarray:
@@ -192,7 +194,7 @@ def test_a_full_disk_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, 
 
     def full(file: int) -> None:
         written.append(file)
-        if len(written) > 6:  # the secret, two probes, two stages and the synthesizer had room
+        if len(written) > 7:  # the secret, two probes, the note on the code, two stages and the synthesizer had room
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(file)
 
@@ -202,7 +204,7 @@ def test_a_full_disk_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "No space left on device" in said[-1]
     assert "free some space" in said[-1]
     assert not list(here.rglob("*.part"))
-    assert not list(here.glob("book/records/*"))
+    assert not list(here.glob("runs/records/*.json"))
     monkeypatch.setattr(results.os, "fsync", flush)
     assert main(command) == 0
     again = capsys.readouterr().err
@@ -266,7 +268,7 @@ def test_sample_repeats_and_varies_by_seed(made: Path, here: Path) -> None:
         (["--labels", "7"], "unknown class '7'"),
         (["--labels", "-1"], "unknown class '-1'"),
         (["--sampler", "dice"], "expected a sampler out of"),
-        (["--steps", "1"], "steps >= 2"),
+        (["--steps", "1"], "expected 2 to 10000 steps"),
         (["--out", "s.png"], "ends in .npz"),
         (["--device", "abacus"], "device 'abacus'"),
     ],
@@ -317,6 +319,18 @@ def test_records_in_three_forms(made: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert pd.read_csv(made / "table.csv")["cnn"].tolist() == pytest.approx(accuracy)
 
 
+def test_records_are_those_of_the_runs_and_of_the_book(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
+    record = results.read(record_of(made))
+    results.write(record, here / "runs" / "records")
+    results.write(record | {"seed": 1}, here / "book" / "records")
+    (here / "book" / "records" / "._x.json").write_text("left by another system")
+    assert main(["records"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("-seed0-") == said.count("-seed1-") == 1
+    assert main(["records", "--folder", "book/records"]) == 0
+    assert "-seed0-" not in capsys.readouterr().out
+
+
 def test_records_where_there_are_none_and_corrupt_ones(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["records"]) == 0
     assert "No records yet" in capsys.readouterr().out
@@ -333,12 +347,17 @@ def test_data_says_what_is_there(here: Path, capsys: pytest.CaptureFixture) -> N
     assert "train-images" in refused(capsys, "data", "verify", "mnist")
     assert "expected a dataset to fetch" in refused(capsys, "data", "fetch")
     assert "unknown dataset 'cats'" in refused(capsys, "data", "fetch", "cats")
+    assert "did you mean mnist?" in refused(capsys, "data", "fetch", "mnits")
 
 
 def test_privacy_explains_a_record(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(made)
     capsys.readouterr()
+    assert main(["privacy", record_of(made).stem]) == 0
+    said = capsys.readouterr().out
     assert main(["privacy", record_of(made).name]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["privacy", str(record_of(made))]) == 0
     said = capsys.readouterr().out
     record = results.read(record_of(made))
     for mechanism in record["privacy"]["mechanisms"]:
@@ -355,7 +374,7 @@ def test_privacy_does_not_believe_an_edited_record(made: Path, here: Path, capsy
     record["privacy"]["epsilon"] /= 2
     (here / "edited.json").write_text(json.dumps(record))
     assert "its mechanisms spend" in refused(capsys, "privacy", "edited.json")
-    assert "No such file" in refused(capsys, "privacy", "none.json")
+    assert "`dpldm records` lists them" in refused(capsys, "privacy", "none.json")
 
 
 # --- the parser -------------------------------------------------------------------------------------------------------
@@ -364,7 +383,8 @@ def test_privacy_does_not_believe_an_edited_record(made: Path, here: Path, capsy
 def test_help_and_mistyped_options_do_not_load_the_library() -> None:
     script = (
         "import sys\nfrom dpldm.cli import main\n"
-        "for words in (['--help'], ['run', '--help'], ['run', '--dataset', 'mnist', '--epsilom', '3'], []):\n"
+        "for words in (['--help'], ['run', '--help'], ['run', '--dataset', 'mnist', '--epsilom', '3'], [],\n"
+        "              ['--version'], ['run', '--dataset', 'mnits'], ['sweep', '--epsilon', '1', '--method', 'x']):\n"
         "    try: main(words)\n"
         "    except SystemExit: pass\n"
         "print('torch' in sys.modules)"
@@ -372,12 +392,13 @@ def test_help_and_mistyped_options_do_not_load_the_library() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert "unrecognized arguments: --epsilom" in done.stderr
+    assert "unknown dataset 'mnits': did you mean mnist?" in done.stderr
+    assert "unknown method 'x'" in done.stderr
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["run", "--epsilon", "1"],
         ["run", "--dataset", "mnist", "--data", "x.npz"],
         ["run", "--dataset", "mnist", "--epsilon", "1", "--noise-multiplier", "1"],
         ["run", "--dataset", "mnist", "--epsilon", "many"],
@@ -394,9 +415,123 @@ def test_what_the_parser_refuses(words: list, capsys: pytest.CaptureFixture) -> 
     assert "error" in capsys.readouterr().err
 
 
-def test_a_run_without_a_budget_has_the_default_one() -> None:
-    given = cli._parser().parse_args(["run", "--dataset", "mnist"])
+def test_a_run_of_which_nothing_is_said_is_of_digits_at_the_default_budget() -> None:
+    given = cli._parser().parse_args(["run"])
     assert cli._epsilon(given) == 10
+    assert cli._experiment(given, 10.0).dataset == "mnist"
+
+
+def test_what_is_known_before_the_library_is_loaded_is_what_it_knows() -> None:
+    assert tuple(data.DATASETS) == cli.DATASETS
+    assert tuple(methods.PROFILES) == cli.PROFILES
+    assert experiment.LARGEST_SEED == cli.LARGEST_SEED
+    assert experiment.Folders().records == cli.RECORDS
+
+
+def test_every_command_has_examples_that_it_understands(capsys: pytest.CaptureFixture) -> None:
+    parser = cli._parser()
+    commands = next(action.choices for action in parser._actions if action.dest == "==SUPPRESS==" or action.choices)
+    assert set(commands) == set(cli.EXAMPLES)
+    for name, lines in cli.EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(re.split(r"  +| > ", line)[0])
+            assert words[:2] == ["dpldm", name]
+            parser.parse_args(words[1:])
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert lines[-1] in capsys.readouterr().out
+
+
+# --- the world outside ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--n-synthetic", 10**15], "which fit the memory here"),
+        (["--guidance", "1e30"], "guidance from 0 to 100"),
+        (["--sampling-steps", 10**12], "expected 2 to 10000 steps"),
+        (["--classifier-seeds", 10**12], "expected 1 to 1,000 classifiers"),
+        (["--seed", 10**400], "got a number of 401 digits"),
+        (["--batch", 10**15], "batch of"),
+        (["--epsilon", "1e308"], "ask for 100000 or less"),
+        (["--noise-multiplier", "1e9"], "ask for 10000 or less"),
+    ],
+)
+def test_huge_numbers_are_one_line_before_any_work(here: Path, words: list, message: str, capsys) -> None:
+    save(here / "bars.npz")
+    asked = ["run", "--data", "bars.npz", "--delta", "1e-4", "--profile", "smoke", *words]
+    assert message in refused(capsys, *asked)
+    assert [path.name for path in here.iterdir() if path.name != "runs"] == ["bars.npz"]
+    assert not list(here.glob("runs/*"))
+
+
+def test_more_samples_than_fit_are_refused(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert "which fit the memory" in refused(capsys, "sample", model_of(made), "--n", 10**15, "--out", "s.npz")
+
+
+def dpldm(words: str, place: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The command in a shell, so that streams can be closed or sent elsewhere."""
+    command = f"{shlex.quote(sys.executable)} -m dpldm {words}"
+    paths = {"PYTHONPATH": str(cli.Path(cli.__file__).parent.parent)}
+    return subprocess.run(["sh", "-c", command], cwd=place, env=os.environ | paths | environment, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}],
+)
+def test_a_terminal_without_utf_8_gets_other_letters(made: Path, environment: dict) -> None:
+    if "LC_ALL" in environment:
+        environment |= {"PYTHONCOERCECLOCALE": "0"}
+    helped = dpldm("run --help", made, **environment)
+    assert helped.returncode == 0
+    assert b"total budget epsilon" in helped.stdout
+    done = dpldm(f"privacy {record_of(made).stem}", made, **environment)
+    assert done.returncode == 0, done.stderr
+    assert b"epsilon by PRV" in done.stdout
+    assert b"Traceback" not in done.stderr + helped.stderr
+
+
+def test_closed_streams_stop_nothing(made: Path) -> None:
+    assert dpldm("--version >&-", made).returncode == 0
+    quiet = dpldm(f"privacy {record_of(made).stem} >&-", made)
+    assert (quiet.returncode, quiet.stderr) == (0, b"")
+    deaf = dpldm(f"privacy {record_of(made).stem} 2>&-", made)
+    assert deaf.returncode == 0
+    assert b"by PRV" in deaf.stdout
+    refused_in_silence = dpldm("run --dataset mnits 2>&-", made)
+    assert (refused_in_silence.returncode, refused_in_silence.stdout) == (2, b"")
+
+
+def test_a_run_with_closed_streams_is_a_run(here: Path) -> None:
+    """The numbers of closed streams must not go to the run's own files."""
+    save(here / "bars.npz")
+    words = " ".join(["run", "--data", "bars.npz", *BUDGET, *SMALL, "--method", "class-gaussian"])
+    assert dpldm(f"{words} <&- >&- 2>&-", here).returncode == 0
+    assert len(results.read_all(here / "runs" / "records")) == 1
+    assert results.load_images(next(here.glob("runs/*/synthetic.npz")))[0].shape == (200, 1, 12, 12)
+
+
+def test_ctrl_c_while_it_loads_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def press(given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_check_names", press)
+    assert main(["records"]) == 130
+    assert capsys.readouterr().err.strip() == "dpldm: stopped; the same command begins again"
+
+
+@pytest.mark.slow
+def test_the_same_secure_run_started_twice_draws_once(here: Path) -> None:
+    save(here / "bars.npz")
+    words = ["run", "--data", "bars.npz", *BUDGET, *SMALL, "--method", "class-gaussian", "--secure"]
+    command = [sys.executable, "-m", "dpldm", *words]
+    both = [subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("done earlier: runs/records" in lines for lines in said) == 1, said
+    assert sum("compression: " in lines for lines in said) == 1, said
 
 
 def test_python_m_dpldm_is_the_command(here: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -454,6 +455,24 @@ def test_samples_carry_names_and_a_row_for_each_class_drawn(made: Made, tmp_path
     with np.load(tmp_path / "s.npz") as arrays:
         assert arrays["class_names"].tolist() == ["cat", "dog", "newt"]
         assert arrays["labels"].tolist() == labels.tolist()
+
+
+def test_two_processes_do_not_make_one_run_at_once(tmp_path: Path) -> None:
+    progress, order = Lines(), []
+
+    def second() -> None:
+        with experiment._alone(tmp_path, progress):
+            order.append("second")
+
+    with experiment._alone(tmp_path, Lines()):
+        other = threading.Thread(target=second)
+        other.start()
+        while not progress.lines:
+            time.sleep(0.01)
+        assert progress.lines == [f"waiting: another process is making this run in {tmp_path}"]
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
 
 
 @pytest.mark.parametrize("wanted", [10**9, 10**15])

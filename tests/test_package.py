@@ -1,0 +1,45 @@
+"""The package itself: what `from dpldm import …` gives, how fast, and which version it is."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module, resources
+
+import pytest
+
+import dpldm
+from dpldm import book
+
+
+@pytest.mark.parametrize("name", dpldm.EXPORTS)
+def test_what_is_exported_is_what_its_module_has(name: str) -> None:
+    module = import_module(f"dpldm.{dpldm.EXPORTS[name]}")
+    assert getattr(dpldm, name) is getattr(module, name)
+    assert name in dir(dpldm)
+    assert book.imported_modules(f"from dpldm import {name}") == {dpldm.EXPORTS[name]}  # so that pages are made again
+
+
+def test_what_is_not_there_is_named_with_what_is() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'LatentDifusion': expected a module, or Experiment, "):
+        _ = dpldm.LatentDifusion
+
+
+def test_import_loads_nothing() -> None:
+    script = "import sys, dpldm; dpldm.__version__; print({'torch', 'numpy', 'dpldm.data'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_one_version_everywhere() -> None:
+    project = tomllib.loads((book.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    cited = re.search(r"^version: (.+)$", (book.ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert dpldm.__version__ == project["project"]["version"]
+    assert cited is not None
+    assert dpldm.__version__ == cited[1]
+
+
+def test_types_are_declared() -> None:
+    assert resources.files("dpldm").joinpath("py.typed").is_file()
+    project = tomllib.loads((book.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["dpldm"]
