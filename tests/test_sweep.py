@@ -103,9 +103,19 @@ def test_runs_share_the_time_and_the_cores(folders, monkeypatch):
 @pytest.mark.parametrize(("gigabytes", "at_once"), [(100, 4), (7, 2), (1, 1)])
 def test_one_run_for_each_core_as_far_as_the_memory_holds(folders, monkeypatch, gigabytes, at_once):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
-    monkeypatch.setattr(sweep, "_memory", lambda: gigabytes * 2**30)
+    monkeypatch.setattr(sweep.results, "machine_memory", lambda: gigabytes * 2**30)
     sweep.run(Sweep(("mnist",), (1, 3, 5, 7)), folders, None, lambda line: None, toy(0.1))
     assert {threads for *_, threads in times_of(folders)} == {str(4 // at_once)}
+
+
+def test_what_the_book_has_is_not_made_again(folders, tmp_path):
+    published = tmp_path / "published"
+    sweep.run(Sweep(("mnist",), (1,)), Folders(published, folders.runs), 1, lambda line: None, toy(0))
+    said: list[str] = []
+    done = sweep.run(Sweep(("mnist",), (1, 3)), folders, 1, said.append, toy(0), known=published)
+    assert said[0] == "mnist dpldm ε = 1 seed 0: recorded earlier, mnist-1-0.json"
+    assert done.records == (published / "mnist-1-0.json", folders.records / "mnist-3-0.json")
+    assert len(times_of(folders)) == 2
 
 
 def test_recorded_runs_are_skipped_and_said_so(folders):
