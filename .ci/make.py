@@ -45,6 +45,14 @@ make environment  requirements.lock -> environment.yml
 make clean        remove build output and caches; keeps data/, runs/ and .venv/"""
 
 
+NEXT = """\
+.venv is ready. What next:
+  .venv/bin/dpldm run --profile smoke    seconds: does all of it work here?
+  .venv/bin/dpldm run --epsilon 3        private digits, some minutes
+  make book                              all pages: _build/html/index.html
+  source .venv/bin/activate              then plain `dpldm` works; `dpldm --help` has more"""
+
+
 class Stop(Exception):
     """One line for the user, and the exit code."""
 
@@ -355,6 +363,11 @@ def test(slow: bool) -> None:
     finish(call([*module, "pytest"] + ([] if slow else ["-m", "not slow"])))  # last: its summary ends the log
 
 
+def setup() -> None:
+    set_up()
+    print(NEXT)
+
+
 def data(names) -> None:
     set_up()
     for name in names:
@@ -414,7 +427,7 @@ def main() -> int:
     settings = {name: getattr(given, name) for name in SETTINGS}
     actions = {
         "help": lambda: print(HELP),
-        "setup": set_up,
+        "setup": setup,
         "test": lambda: test(slow=False),
         "test-all": lambda: test(slow=True),
         "data": lambda: data(DATASETS),

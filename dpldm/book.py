@@ -33,6 +33,11 @@ TOC_KEYS = (
 )  # fmt: skip
 PACKAGE = "dpldm"
 KERNEL = "python3"
+SMOKE = """\
+```{warning}
+This page was made with the profile `smoke`, which only shows that everything works: its numbers and pictures mean
+nothing.
+```"""
 Say = Callable[[str], None]
 
 
@@ -526,6 +531,8 @@ def execute(
                 raise _failed(notebook, position, f"wrote to standard error: {text}", [cell.source, text], root)
     seconds = time.monotonic() - start
     after = inputs(notebook, parameters, root)
+    if values.get("profile") == "smoke":
+        done.cells.insert(1, nbformat.v4.new_markdown_cell(SMOKE))
     _normalise(done, given)
     _fold(done)
     text = nbformat.writes(done)

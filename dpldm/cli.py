@@ -507,13 +507,21 @@ EXAMPLES = {
     ),
     "ablation": (
         "dpldm ablation --dataset mnist --epsilon 1",
-        "dpldm ablation --dataset mnist --epsilon 1 --only bend",
+        "dpldm ablation --dataset mnist --epsilon 1 --only no-bend",
     ),
     "book": ("dpldm book --epsilon 3", "dpldm book --profile smoke --no-site", "dpldm book --only data privacy"),
     "privacy": ("dpldm privacy NAME                                    a name that `dpldm records` lists",),
     "publish": ("dpldm publish NAME                                    a name that `dpldm records` lists",),
     "audit": ("dpldm audit --epsilon 1", "dpldm audit --profile smoke"),
 }
+
+
+INCEPTION = (
+    "",
+    "FID by Inception features is measured where the variable DPLDM_INCEPTION_WEIGHTS names the file of weights that",
+    "torch-fidelity uses, weights-inception-2015-12-05-6726825d.pth; without it that one score is left out.",
+)
+NOTES = {"run": INCEPTION, "evaluate": INCEPTION}
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -538,7 +546,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=about,
             description=about,
-            epilog="\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[name])]),
+            epilog="\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[name]), *NOTES.get(name, ())]),
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )

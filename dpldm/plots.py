@@ -12,6 +12,8 @@ import html
 import io
 import json
 import math
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -52,8 +54,11 @@ METHODS = (
     "dp-merf",
     "dp-sinkhorn",
     "dpdm",
-    "real, not private",
-)  # keep their colours in every figure
+    "real",
+    "gs-wgan",
+    "reading-b",
+    "non-private",
+)  # keep their colours in every figure, whatever stands beside them
 DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 GAP = 2  # pixels between the images of a mosaic
 SCORES = {
@@ -328,22 +333,29 @@ def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a `name` per line of a plot: method, public data, privacy, and profile where there are several."""
+    """The table with a `name` per line of a plot: method, public data, privacy, and profile where there are several;
+    of a smoke run that it means nothing."""
     names = table["method"] + table["public_data"].map(lambda data: f" + {data}" if data else "")
     names = names + np.where(np.isinf(table["epsilon"]), ", not private", "")
     if table["profile"].nunique() > 1:
-        names = names + " (" + table["profile"] + ")"
-    return table.assign(name=names)
+        names = names + np.where(table["profile"] == "smoke", "", " (" + table["profile"] + ")")
+    return table.assign(name=names + np.where(table["profile"] == "smoke", " (smoke, means nothing)", ""))
 
 
 def _style_of(names: Sequence[str]) -> dict[str, tuple[str, str, Any]]:
-    """Colour, marker and line of each name; after six they come back in other combinations."""
-    places = {name: place for place, name in enumerate(dict.fromkeys([*METHODS, *names]))}
-    return {
-        name: (PALETTE[i % 6], MARKERS[(i + i // 6) % 6], LINES[(i + 2 * (i // 6)) % 6])
-        for name, i in places.items()
-        if name in set(names)
-    }
+    """Colour, marker and line of each name. The colour is that of its method; where several names have one colour, they
+    differ in marker and line."""
+    looks: dict[str, tuple[str, str, Any]] = {}
+    for name in sorted(set(names)):
+        method = re.split(r" \+ |, | \(", name)[0]
+        i = METHODS.index(method) if method in METHODS else zlib.crc32(method.encode())
+        choices = (
+            (PALETTE[i % 6], MARKERS[(i + i // 6 + step) % 6], LINES[(i + 2 * (i // 6) + step + step // 6) % 6])
+            for step in range(36)
+        )
+        taken = set(looks.values())
+        looks[name] = next(look for look in choices if look not in taken)
+    return {name: looks[name] for name in dict.fromkeys(names)}
 
 
 def _scale(axis: XAxis | YAxis, score: str) -> None:

@@ -55,7 +55,8 @@ print("No committed records yet: this build's run stands alone." if not committe
 
 # %%
 metrics, spent = record["metrics"], record["privacy"]
-glue("dataset", plots.DATASETS[dataset], display=False)
+meaningless = " (with the profile smoke: its numbers mean nothing)" if profile == "smoke" else ""
+glue("dataset", plots.DATASETS[dataset] + meaningless, display=False)
 glue("epsilon_spent", f"{spent['epsilon']:.3g}", display=False)
 glue("delta", plots.decimal(spent["delta"]), display=False)
 glue("n_synthetic", f"{metrics['n_synthetic']:,}", display=False)

@@ -255,6 +255,14 @@ def test_only_code_counts_as_reading_records():
     assert book.reads_records("from dpldm import experiment")
 
 
+def test_a_page_of_a_smoke_run_says_that_it_means_nothing(tmp_path):
+    text = TOY.replace("seed: int = 0", 'profile: str = "quick"  # amount of work\nseed: int = 0')
+    root = make_book(tmp_path, **{"notebooks/toy.py": text})
+    for profile, warned in (("quick", False), ("smoke", True)):
+        book.build({"profile": profile}, root=root, say=lambda line: None, site=False)
+        assert ("mean\\nnothing" in (root / "executed" / "toy.ipynb").read_text(encoding="utf-8")) is warned
+
+
 # --- the run behind the pages -----------------------------------------------------------------------------------------
 
 

@@ -439,7 +439,9 @@ def test_every_command_has_examples_that_it_understands(capsys: pytest.CaptureFi
             parser.parse_args(words[1:])
         with pytest.raises(SystemExit):
             main([name, "--help"])
-        assert lines[-1] in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert all(line in said for line in lines)
+        assert ("DPLDM_INCEPTION_WEIGHTS" in said) == (name in ("run", "evaluate"))
 
 
 # --- the world outside ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from dpldm import plots
+from dpldm.methods import METHODS
 
 NAMES = ("none", "half", "full")
 
@@ -192,8 +193,39 @@ def test_the_measure_knows_a_red_and_a_green_that_look_alike():
 
 def test_no_two_methods_look_alike():
     names = [*plots.METHODS, *(f"other {number}" for number in range(20))]
-    looks = list(plots._style_of(names).values())
-    assert len({(colour, marker) for colour, marker, _ in looks}) == len(names)
+    assert len(set(plots._style_of(names).values())) == len(names)
+
+
+def test_a_method_keeps_its_colour_whatever_stands_beside_it():
+    assert set(plots.METHODS) == set(METHODS)
+    alone = {name: plots._style_of([name])[name][0] for name in plots.METHODS}
+    assert len(set(alone.values())) == len(plots.PALETTE)
+    crowd = [
+        "zebra",
+        "another",
+        *reversed(plots.METHODS),
+        "dpldm + public shapes",
+        "dpldm (paper)",
+        "real, not private",
+    ]
+    beside = plots._style_of(crowd)
+    assert {name: beside[name][0] for name in plots.METHODS} == alone
+    for variant, method in (
+        ("dpldm + public shapes", "dpldm"),
+        ("dpldm (paper)", "dpldm"),
+        ("real, not private", "real"),
+    ):
+        assert beside[variant][0] == alone[method]
+        assert beside[variant] != beside[method]
+
+
+def test_a_smoke_run_is_never_drawn_without_saying_that_it_means_nothing():
+    rows = pd.DataFrame(
+        {"method": ["dpldm"] * 2, "public_data": [""] * 2, "epsilon": [1.0, math.inf], "profile": ["smoke"] * 2}
+    )
+    assert plots._named(rows)["name"].str.endswith("(smoke, means nothing)").all()
+    rows["profile"] = ["smoke", "quick"]
+    assert plots._named(rows)["name"].tolist() == ["dpldm (smoke, means nothing)", "dpldm, not private (quick)"]
 
 
 # --- images ---

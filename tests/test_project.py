@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dpldm import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -228,6 +230,18 @@ def test_full_disk_is_refused_before_anything_is_written(copy, monkeypatch, caps
     with pytest.raises(make.Stop, match=r"has 1\.0 GB free"):
         make.set_up()
     assert not (copy / ".venv").exists()
+
+
+def test_setup_says_what_next(make, monkeypatch, capsys):
+    monkeypatch.setattr(make, "set_up", lambda: None)
+    monkeypatch.setattr(make.sys, "argv", ["make.py", "setup"])
+    assert make.main() == 0
+    said = capsys.readouterr().out
+    commands = [line.split("  ")[1].split() for line in said.splitlines() if ".venv/bin/dpldm" in line]
+    assert commands
+    for _, *words in commands:
+        cli._parser().parse_args(words)
+    assert "make book" in said
 
 
 def test_pip_settings_reach_uv(make):
