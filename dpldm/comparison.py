@@ -174,6 +174,17 @@ def _number(value: float, form: str = "{:.1f}") -> str:
     return NOTHING if math.isnan(value) else form.format(value)
 
 
+def _lower_or_higher(change: float) -> str:
+    """A change of a distance as one reads it.
+
+    >>> _lower_or_higher(-3.0), _lower_or_higher(0.02)
+    ('3.0 lower', 'the same')
+    """
+    if math.isnan(change):
+        return NOTHING
+    return "the same" if abs(change) < 0.05 else f"{abs(change):.1f} {'lower' if change < 0 else 'higher'}"
+
+
 def _budget(epsilon: float) -> str:
     return "none" if math.isinf(epsilon) else f"{epsilon:.3g}"
 
@@ -611,7 +622,7 @@ def ingredients_as_shown(effects: pd.DataFrame) -> pd.DataFrame:
             f"CNN (%), ε = {epsilon:g}": _with_spread(rows, "cnn", 100),
             f"gain, ε = {epsilon:g}": [_number(100 * gain, "{:+.1f}") for gain in gains["cnn_gain"]],
             f"FID, ε = {epsilon:g}": _with_spread(rows, "fid_classifier", 1),
-            f"change, ε = {epsilon:g}": [_number(gain, "{:+.1f}") for gain in gains["fid_classifier_gain"]],
+            f"FID is, ε = {epsilon:g}": [_lower_or_higher(change) for change in gains["fid_classifier_gain"]],
         }
     return pd.DataFrame(columns)
 

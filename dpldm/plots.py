@@ -25,6 +25,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
@@ -100,11 +101,16 @@ class Card(Figure):
 
 
 def _card(
-    width: float, height: float, rows: int = 1, columns: int = 1, share_y: Literal["row", "none"] = "none"
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    share_y: Literal["row", "none"] = "none",
+    widths: Sequence[float] | None = None,
 ) -> tuple[Card, np.ndarray]:
-    """An empty card of `width` × `height` inches and its axes, (rows, columns)."""
+    """An empty card of `width` × `height` inches and its axes, (rows, columns); `widths` of the columns, relative."""
     figure = Card(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12), linewidth=1.0)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=share_y, width_ratios=widths)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -610,6 +616,65 @@ def budget_split(privacy: Mapping[str, Any], shares: Sequence[float]) -> Figure:
     return figure
 
 
+def _points(gain: float) -> str:
+    """
+    >>> _points(0.0031), _points(-0.0012), _points(0.0001)
+    ('+0.3 % right', '−0.1 % right', 'as many right')
+    """
+    return "as many right" if abs(gain) < 0.0005 else f"{100 * gain:+.1f} % right".replace("-", "−")
+
+
+def _distance(change: float) -> str:
+    """
+    >>> _distance(-21.06), _distance(3.0), _distance(0.01)
+    ('FID 21.1 lower', 'FID 3.0 higher', 'the same FID')
+    """
+    return "the same FID" if abs(change) < 0.05 else f"FID {abs(change):.1f} {'lower' if change < 0 else 'higher'}"
+
+
+@_style()
+def pipeline(steps: pd.DataFrame, epsilon: float) -> Figure:
+    """The steps of a run from above to below: boxes, beside each its share of the budget and what it buys.
+
+    Args:
+        steps: from `dpldm.pipeline.steps`.
+        epsilon: of the whole run, for the title.
+
+    Raises:
+        ValueError: a column is missing or there is no row.
+    """
+    _need(steps, ["title", "about", "share", "cnn", "fid"], "steps")
+    if steps.empty:
+        raise ValueError("steps: expected at least one row, got none; give those of a private run")
+    figure, ((boxes, bars, gains),) = _card(
+        7.0, 1.3 + 0.52 * len(steps), columns=3, share_y="row", widths=(3, 2.6, 2.2)
+    )
+    places = np.arange(len(steps))[::-1]
+    ends = {len(steps): "private images", -1: "synthetic images"}
+    for place in [len(steps), *places]:
+        boxes.annotate("", (0.5, place - 0.74), (0.5, place - 0.26), arrowprops={"arrowstyle": "->", "color": INK})
+    for place, text in ends.items():
+        boxes.text(0.5, place, text, ha="center", va="center", fontsize=9.5)
+    for place, (_, step) in zip(places, steps.iterrows(), strict=True):
+        free, measured = step["share"] == 0, math.isfinite(step["cnn"])
+        look = {"boxstyle": "round,pad=0.35", "facecolor": CARD, "edgecolor": PALETTE[5 if free else 0]}
+        boxes.text(0.5, place, f"{step['title']}\n{step['about']}", ha="center", va="center", fontsize=8.5, bbox=look)
+        bars.text(
+            step["share"] + 0.01, place, "free" if free else f"{100 * step['share']:.0f} %", va="center", fontsize=9
+        )
+        words = f"{_points(step['cnn'])}\n{_distance(step['fid'])}" if measured else "–"
+        gains.text(0.5, place, words, ha="center", va="center", fontsize=9)
+    bars.barh(places, steps["share"], color=PALETTE[0], height=0.45)
+    bars.set(xlim=(0, 1.35 * steps["share"].max()), title=f"share of ε = {epsilon:.3g}")
+    boxes.set(xlim=(0, 1), ylim=(-1.4, len(steps) + 0.4), title="what is done")
+    gains.set(xlim=(0, 1), title="what it buys")
+    for each in (boxes, bars, gains):
+        each.set(xticks=[], yticks=[])
+        each.grid(False)
+        each.spines[:].set_visible(False)
+    return figure
+
+
 def _described(mechanism: Mapping[str, Any]) -> str:
     steps = "1 step" if mechanism["steps"] == 1 else f"{mechanism['steps']:,} steps"
     return f"{mechanism['name']} ({mechanism['stage']})\nσ = {mechanism['noise_multiplier']:.3g}, {steps}"
@@ -735,6 +800,19 @@ def histograms(values: Mapping[str, Images], x_label: str, title: str = "", bins
     if len(flat) > 1:
         axes[0, 0].legend()
     return figure
+
+
+def captioned(frame: pd.DataFrame | pd.Series, caption: str) -> HTML:
+    """A frame as an HTML table under a caption that says what its rows and numbers are; – for what is missing.
+
+    Raises:
+        ValueError: an empty caption.
+    """
+    if not caption.strip():
+        raise ValueError("caption: expected a sentence on what the table shows, got none; write one")
+    whole = frame.to_frame() if isinstance(frame, pd.Series) else frame
+    text = whole.to_html(border=0, na_rep="–")
+    return HTML(text.replace("<thead>", f"<caption>{html.escape(caption)}</caption>\n  <thead>", 1))
 
 
 def as_html(figure: Figure, alternative: str) -> str:

@@ -29,8 +29,9 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown
+from myst_nb import glue
 
-from dpldm import ablation, comparison, experiment, methods, plots
+from dpldm import ablation, comparison, experiment, methods, pipeline, plots
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -58,7 +59,8 @@ f"of the budget to DP-SGD: {base.diffusion_share:.0%}, then {starved.diffusion_s
 # %%
 rows = ablation.variations(dataset, epsilon, profile, seed)
 assert rows["more-gradients"].experiment.settings == starved
-pd.Series({name: row.title for name, row in rows.items()}, name="what is changed").to_frame()
+titles = pd.Series({name: row.title for name, row in rows.items()}, name="what is changed")
+plots.captioned(titles.rename_axis("variation"), "Every variation, by the name that `dpldm ablation --only` takes.")
 
 # %% [markdown]
 # ## Two of them, now
@@ -72,7 +74,8 @@ scores = {row.title: experiment.validate(row.experiment) for row in live}
 table = pd.DataFrame({name: vars(score) for name, score in scores.items()}).T
 forms = {"accuracy": "{:.1%}", "reconstruction_error": "{:.4f}", "dim": "{:.0f}", "seconds": "{:.0f}"}
 shown = pd.DataFrame({column: table[column].map(form.format) for column, form in forms.items()})
-shown.set_axis(["MLP accuracy", "error per pixel", "dimensions", "fit (s)"], axis="columns")
+shown = shown.set_axis(["MLP accuracy", "error per pixel", "dimensions", "fit (s)"], axis="columns")
+plots.captioned(shown, "Two fits, scored by a small classifier on images held out.")
 
 # %% [markdown]
 # ## All of them
@@ -80,7 +83,8 @@ shown.set_axis(["MLP accuracy", "error per pixel", "dimensions", "fit (s)"], axi
 # The whole list takes longer than a page should, so its measurements are committed, one small file for each data set, ε and
 # seed. Each line has a third of the profile's synthetic images; the CNN is that of the evaluation protocol, and the distance
 # is taken on the features of our classifier, to the images held out. Lines of settings that the profile no longer has are left
-# out. *Gain* and *change* are differences from the first line.
+# out. Every change is told as one reads it: in accuracy + is better, and for the distance it says lower, which is better, or
+# higher.
 
 # %%
 files = [ablation.of_today(made) for made in ablation.read_all(Path("book/ablation"))]
@@ -109,8 +113,33 @@ Markdown(comparison.as_text(said))
 # is missing there is lost before the diffusion begins. What was tried and gave no line at all, because it was given up
 # earlier, is told in [what did not work](../book/what-did-not-work.md).
 #
+# ## The whole way of an image
+#
+# The same measurements, in the order in which an image is made: what each step spends of this run's ε, and what it buys. A
+# dash is a step that nothing is left without, or that was not measured at this ε. [The first page](../book/index.md) shows
+# this figure.
+
+# %%
+described = experiment.Experiment(dataset, epsilon, seed=seed, profile=profile)
+record = experiment.run(described, experiment.Folders(records=Path("runs/records")))
+at_this_epsilon = here[here["epsilon"] == epsilon]
+steps = pipeline.steps(record["privacy"], at_this_epsilon)
+
+# %%
+text = (
+    "The steps from private to synthetic images from above to below, with each one's share of the budget and its gain."
+)
+glue("pipeline_html", HTML(plots.as_html(plots.pipeline(steps, record["privacy"]["epsilon"]), text)), display=True)
+
+# %% [markdown]
 # ## What we now know
 #
+# The conclusion, drawn by the library from the table above:
+
+# %% mystnb={"markdown_format": "myst"}
+Markdown(pipeline.conclusion(at_this_epsilon, steps, epsilon))
+
+# %% [markdown]
 # Two noisy sums give private PCA at once what an autoencoder has to learn from many noisy gradients; the table shows what
 # either gets for the same budget. Choosing by such figures has looked at held-out private images without paying for it; [the
 # page on limits](../book/limits.md) says what that means. The last cell checks that no line in the table was measured without

@@ -112,7 +112,8 @@ errors = {
     name: float((c.decode(c.encode(test.images)) - test.images).square().mean()) for name, c in compressors.items()
 }
 dimensions = {name: compressor.dim for name, compressor in compressors.items()}
-pd.DataFrame({"latent dimensions": dimensions, "MSE": errors}).round(4)
+lost = pd.DataFrame({"latent dimensions": dimensions, "MSE": errors}).round(4)
+plots.captioned(lost, "What private principal components lose on test images, when stage 1 has the whole ε.")
 
 # %%
 fewest, kept = min(dimensions.values()), dimensions["no noise"]
@@ -170,7 +171,9 @@ glue("kind", settings.compression.kind, display=False)
 _, ledger = fitted(settings.compression, epsilon, settings.compression_share)
 glue("share", f"{settings.compression_share:.0%}", display=False)
 glue("share_epsilon", f"{ledger.epsilon(delta):.3g}", display=False)
-pd.DataFrame([vars(mechanism) for mechanism in ledger.mechanisms]).round(3)
+asked = pd.DataFrame([vars(mechanism) for mechanism in ledger.mechanisms]).set_index("name").round(3)
+asked.columns = [name.replace("_", " ") for name in asked]
+plots.captioned(asked, "Every look of stage 1 at the private images, at its share of the budget.")
 
 # %% [markdown]
 # Alone these would be an ε of {glue:text}`share_epsilon`. Losses compose as $1/\sigma^2$, not as ε, so the ε of all parts add up

@@ -72,7 +72,8 @@ plots.sample_grid(train.images[:400], train.labels[:400], train.class_names, tit
 
 # %%
 counts = {"training": train.labels.bincount(), "test": test.labels.bincount()}
-pd.DataFrame({name: values.tolist() for name, values in counts.items()}, index=list(train.class_names))
+table = pd.DataFrame({name: values.tolist() for name, values in counts.items()}, index=list(train.class_names))
+plots.captioned(table.rename_axis("class"), "Images of each class.")
 
 # %% [markdown]
 # ## What a linear compression can hope for

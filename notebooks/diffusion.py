@@ -36,7 +36,7 @@ from dpldm import diffusion, experiment, plots
 from dpldm.energies import whitened
 from dpldm.experiment import Experiment, Folders
 from dpldm.finishing import finish
-from dpldm.privacy import Ledger, Mechanism, gaussian_noise_multiplier
+from dpldm.privacy import Ledger, Mechanism, budget_shares
 from dpldm.results import record_name
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
@@ -154,9 +154,7 @@ glue("batch", f"{settings.fit.batch:,}", display=False)
 
 # %%
 mechanisms, delta = [Mechanism(**entry) for entry in record["privacy"]["mechanisms"]], record["privacy"]["delta"]
-alone = [Ledger([mechanism]).epsilon(delta) for mechanism in mechanisms]
-precisions = [gaussian_noise_multiplier(spent, delta) ** -2 for spent in alone]
-shares = [precision / sum(precisions) for precision in precisions]
+shares = budget_shares(Ledger(mechanisms), delta)
 
 # %% mystnb={"figure": {"caption": "Every mechanism that looked at the private images, and its share of the budget.", "name": "fig-budget"}, "image": {"alt": "Horizontal bars, one for each mechanism of both stages, with their shares of the privacy budget in per cent."}}
 plots.budget_split(record["privacy"], shares)
@@ -164,7 +162,9 @@ plots.budget_split(record["privacy"], shares)
 # %%
 composed = Ledger(mechanisms)
 accountants = {name: composed.epsilon(delta, name) for name in ("prv", "rdp", "pld")}
-pd.Series(accountants, name="ε").round(4).to_frame()
+plots.captioned(
+    pd.Series(accountants, name="ε").rename_axis("accountant").round(4), "ε of the run by three accountants."
+)
 
 # %% [markdown]
 # The library reports the first. The second is looser, the third an independent program that must agree.
@@ -213,7 +213,7 @@ refused = (logits.argmax(1) != drawn_for).double()
 glue("candidates", settings.selection.candidates, display=False)
 glue("refused", f"{refused.mean().item():.0%}", display=False)
 by_class = pd.Series([refused[drawn_for == c].mean().item() for c in classes], saved.class_names, name="drawn again")
-by_class.map("{:.0%}".format).to_frame()
+plots.captioned(by_class.map("{:.0%}".format).rename_axis("class"), "How many of each class the classifier refuses.")
 
 # %% mystnb={"figure": {"caption": "The ten of two hundred images of each class that look least like what they should be.", "name": "fig-refused"}, "image": {"alt": "A row of synthetic images, most of which show nothing or something between two classes."}}
 names = ", ".join(saved.class_names[c] for c in drawn_for[unlike])
@@ -267,7 +267,8 @@ def away(images: torch.Tensor) -> float:
 
 
 distances = {"before": away(before), "after": away(after)} if moves else {"not moved": 0.0}
-pd.Series(distances, name="distance from the target, in standard deviations of a feature").round(3).to_frame()
+far = pd.Series(distances, name="distance").round(3)
+plots.captioned(far, "How far edges are from where they should be, in standard deviations of a feature.")
 
 # %% [markdown]
 # ## A push towards the class

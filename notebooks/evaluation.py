@@ -80,7 +80,7 @@ plots.real_beside_synthetic(train.images[real_rows], images[rows], labels[rows],
 # %%
 metrics = record["metrics"]
 accuracies = pd.DataFrame(metrics["accuracy"]).rename_axis("seed") * 100
-accuracies.round(2)
+plots.captioned(accuracies.round(2), "Accuracy on real test images (%), trained on synthetic ones; a row per seed.")
 
 # %%
 glue("cnn", float(accuracies["cnn"].mean()), display=False)
@@ -113,7 +113,8 @@ yardstick = evaluation.fid(*features)
 scores = {"FID, classifier features": metrics["fid_classifier"], "FID of real images": yardstick}
 scores |= {"FID, Inception features": metrics["fid_inception"]}
 scores |= {name: metrics[name] for name in ("precision", "recall", "coverage")}
-pd.Series(scores, name="score", dtype=float).map("{:.3f}".format).replace("nan", "–").to_frame()
+shown = pd.Series(scores, name="score", dtype=float).map("{:.3f}".format).replace("nan", "–")
+plots.captioned(shown, "Distances, where lower is better, and shares, where higher is better; – was not measured.")
 
 # %% [markdown]
 # **Precision** is the share of synthetic images that fall among real ones, **recall** the share of real ones that fall among
@@ -143,10 +144,11 @@ plots.image_rows(pairs, "Nearest training images", "", "classes in order")
 
 # %%
 distances = {"synthetic": away.tolist(), "real test": real_away.tolist()}
-pd.DataFrame.from_dict(distances, orient="index", columns=list(train.class_names)).round(1)
+table = pd.DataFrame.from_dict(distances, orient="index", columns=list(train.class_names)).round(1)
+plots.captioned(table, "Euclidean distance of each pair above; a pixel is between 0 and 1.")
 
 # %% [markdown]
-# The table has the distances of these pairs, in pixels between 0 and 1. All synthetic images are in the following score.
+# All synthetic images are in the following score.
 
 # %%
 copies = metrics["memorisation"]

@@ -75,7 +75,8 @@ fitted = {name: audit.reading(name, some, settings, PrivacySpec(epsilon), seed) 
 # %%
 claims = {name: reading.epsilon_claimed for name, reading in fitted.items()}
 ledgers = {name: reading.epsilon_ledger for name, reading in fitted.items()}
-pd.DataFrame({"ε claimed": claims, "ε of the ledger": ledgers}).round(3)
+said = pd.DataFrame({"ε claimed": claims, "ε of the ledger": ledgers}).rename_axis("reading").round(3)
+plots.captioned(said, "What each reading claims, and what its ledger says.")
 
 # %% [markdown]
 # The ledger is not fooled: in A the latents are read without noise, and its ε is infinite. The library never offers A as
@@ -95,7 +96,8 @@ trained = {
     for name, images in drawn.items()
 }
 right = {name: 100 * evaluation.accuracy(network, test.images, test.labels) for name, network in trained.items()}
-pd.Series(right, name="MLP accuracy (%)").round(1).to_frame()
+accuracies = pd.Series(right, name="MLP accuracy (%)").rename_axis("reading").round(1)
+plots.captioned(accuracies, "A small classifier, trained on what each reading draws, on real test images.")
 
 # %% [markdown]
 # B is private and weak. One latent is one person's, so each needs noise enough to hide a whole person, and no averaging over
@@ -140,7 +142,9 @@ columns = ["epsilon_lower", "guesses", "correct"]
 shown = pd.DataFrame(
     {name: [getattr(bound, key) for key in columns] for name, bound in bounds.items()}, index=columns
 ).T
-shown.assign(disproved={name: bound.contradicts(claim) for name, bound in bounds.items()}).round(2)
+shown = shown.assign(disproved={name: bound.contradicts(claim) for name, bound in bounds.items()}).round(2)
+shown = shown.rename(columns={"epsilon_lower": "ε is at least"}).rename_axis("reading")
+plots.captioned(shown, f"Attacks on each reading, which all claim ε = {claim:g}.")
 
 # %%
 glue("lower_a", bounds["A"].epsilon_lower, display=False)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpldm import book, data, experiment, results
+from dpldm import book, data, experiment, plots, results
 from dpldm.experiment import Experiment, Folders
 from dpldm.results import read_all, record_name
 
@@ -50,13 +50,13 @@ facts = results.environment_facts()
 # %%
 described = {key: record[key] for key in ("dataset", "method", "profile", "seed", "device", "commit")}
 described |= {key: record["privacy"][key] for key in ("epsilon_target", "epsilon", "delta", "accountant")}
-pd.Series({key: str(value) for key, value in described.items()}, name="value").to_frame()
+plots.captioned(pd.Series({key: str(value) for key, value in described.items()}, name="value"), "The reference run.")
 
 # %% [markdown]
 # Seconds of each stage:
 
 # %%
-pd.Series(record["seconds"], name="seconds").round(1).to_frame()
+plots.captioned(pd.Series(record["seconds"], name="seconds").round(1), "Wall time of each stage of the run.")
 
 # %% [markdown]
 # ## The notebooks
@@ -66,7 +66,8 @@ pd.Series(record["seconds"], name="seconds").round(1).to_frame()
 
 # %%
 done = [(page.name, page.seconds, page.finished) for page in book.executions() if page.name != "status"]
-pd.DataFrame(done, columns=["notebook", "seconds", "finished"]).set_index("notebook")
+times = pd.DataFrame(done, columns=["notebook", "seconds", "finished"]).set_index("notebook")
+plots.captioned(times, "Wall time of each page that was executed before this one.")
 
 # %% [markdown]
 # ## The machine and the versions
@@ -75,7 +76,7 @@ pd.DataFrame(done, columns=["notebook", "seconds", "finished"]).set_index("noteb
 print(facts["device"], facts["commit"], sep="\n")
 
 # %%
-pd.Series(facts["versions"], name="version").to_frame()
+plots.captioned(pd.Series(facts["versions"], name="version"), "The packages that decide the numbers.")
 
 # %% [markdown]
 # ## The data
@@ -94,7 +95,8 @@ print(*(f"{value}  {name}" for name, value in record["data_sha256"].items()), se
 # %%
 records = {record_name(one): one for one in [*read_all(Path("book/records")), record]}
 made = {name: [one["commit"][:14], one["device"]] for name, one in records.items()}
-pd.DataFrame.from_dict(made, orient="index", columns=["commit", "device"]).rename_axis("record")
+origins = pd.DataFrame.from_dict(made, orient="index", columns=["commit", "device"]).rename_axis("record")
+plots.captioned(origins, "Where every record on these pages comes from.")
 
 # %% [markdown]
 # ## What we now know

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -34,6 +36,15 @@ def test_rows_of_images_keep_their_names_and_order() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["dark", "light"]
     assert drawn[:8, :8].max() == 0
     assert drawn[8 + plots.GAP :, :8].min() == 1
+
+
+def test_a_table_has_its_caption_and_the_names_of_its_rows() -> None:
+    page = plots.captioned(pd.Series({"a & b": 1.5, "c": math.nan}, name="score"), "Scores < 2.").data
+    assert page.index("<caption>Scores &lt; 2.</caption>") < page.index("<thead>")
+    assert "a &amp; b" in page
+    assert "–" in page
+    with pytest.raises(ValueError, match="caption: expected a sentence"):
+        plots.captioned(pd.Series([1]), " ")
 
 
 def test_html_has_the_picture_and_its_text() -> None:

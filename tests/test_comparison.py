@@ -440,10 +440,10 @@ def test_the_table_of_ingredients_puts_budgets_side_by_side():
     ten = scored(default=(0.90, 20.0), less=(0.80, 30.0), public=(0.70, 40.0))
     one = scored(0, 1.0, default=(0.85, 40.0), more=(0.86, 35.0))
     shown = comparison.ingredients_as_shown(ablation.effects(ablation.table([one, ten]))).set_index("what is changed")
-    assert list(shown) == [f"{what}, ε = {e}" for e in (10, 1) for what in ("CNN (%)", "gain", "FID", "change")]
-    assert list(shown.loc["all about less"]) == ["80.0", "-10.0", "30.0", "+10.0", *["–"] * 4]
+    assert list(shown) == [f"{what}, ε = {e}" for e in (10, 1) for what in ("CNN (%)", "gain", "FID", "FID is")]
+    assert list(shown.loc["all about less"]) == ["80.0", "-10.0", "30.0", "10.0 higher", *["–"] * 4]
     assert list(shown.loc["all about default"]) == ["90.0", "–", "20.0", "–", "85.0", "–", "40.0", "–"]
-    assert shown.loc["all about more"].iloc[5] == "+1.0"
+    assert list(shown.loc["all about more"].iloc[[5, 7]]) == ["+1.0", "5.0 lower"]
     assert "all about public (public data: shapes)" in shown.index
 
 
