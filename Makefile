@@ -1,6 +1,6 @@
 # A thin door to .ci/make.py, which holds the logic. `make help` lists the targets.
 PYTHON ?= python3
-TARGETS := help setup test test-all data book lock environment clean
+TARGETS := help setup test test-all data book pdf lock environment clean
 
 # `make book EPSILN=3` must not quietly build the book at another epsilon.
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))

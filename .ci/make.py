@@ -38,6 +38,7 @@ HELP = """\
 make test         checks and tests, without the slow ones (minutes; no data needed)
 make test-all     the same and the slow tests (fetches the data first)
 make book         notebooks and site; choose with EPSILON=3 DATASET=mnist SEED=1 PROFILE=quick
+make pdf          the same, and the whole book as _build/book.pdf; needs Chromium
 make data         fetch and verify the data sets
 make setup        only the Python environment in .venv (the other targets do this themselves)
 make lock         pyproject.toml -> requirements.lock and environment.yml; UPGRADE=1 takes newer versions
@@ -395,12 +396,12 @@ def check_settings(settings) -> None:
         raise Stop(f"seed is a whole number from 0, not {seed!r}: make book SEED=1", 2)
 
 
-def book(settings) -> None:
+def book(settings, pdf: bool = False) -> None:
     check_settings(settings)
     set_up()
     options = [word for name in SETTINGS if settings[name] for word in ("--" + name, settings[name])]
     data(DATASETS)
-    stream(["book", *options])
+    stream(["book", *options] + (["--pdf"] if pdf else []))
 
 
 def clean() -> None:
@@ -413,7 +414,7 @@ def clean() -> None:
 
 def arguments(words=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make.py", description="Set up, test and build dpldm.")
-    targets = ("help", "setup", "test", "test-all", "data", "book", "lock", "environment", "clean")
+    targets = ("help", "setup", "test", "test-all", "data", "book", "pdf", "lock", "environment", "clean")
     parser.add_argument("target", choices=targets, nargs="?", default="help")
     parser.add_argument("--check", action="store_true", help="environment: compare, write nothing")
     parser.add_argument("--upgrade", action="store_true", default=bool(os.environ.get("UPGRADE")), help="lock")
@@ -432,6 +433,7 @@ def main() -> int:
         "test-all": lambda: test(slow=True),
         "data": lambda: data(DATASETS),
         "book": lambda: book(settings),
+        "pdf": lambda: book(settings, pdf=True),
         "lock": lambda: lock(given.upgrade),
         "environment": lambda: environment(given.check),
         "clean": clean,

@@ -639,7 +639,9 @@ def _site_inputs(root: Path) -> str:
     folders = [
         ("book", "*"), ("executed", "*.ipynb"), (PACKAGE, "*.py"),
     ]  # fmt: skip
-    files = [root / name for name in ("_config.yml", "_toc.yml", "requirements.lock")]
+    files = [
+        root / name for name in ("_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff", "_build/book.pdf")
+    ]
     parts = [_folder_digest(root / folder, pattern).encode() for folder, pattern in folders]
     parts += [file.read_bytes() for file in files if file.exists()]
     return _digest(*parts, os.environ.get("DPLDM_REPOSITORY", "").encode(), sys.version.encode())
@@ -654,16 +656,41 @@ def build_site(root: Path = ROOT, say: Say = print) -> Path:
         BookError: with the first warning, and where all of them are.
     """
     build, stamp = root / "_build", _site_inputs(root)
-    html, page, log = build / "html", build / "html" / "index.html", build / "site.log"
+    html, page = build / "html", build / "html" / "index.html"
     last = build / "site.stamp"
     if page.exists() and last.exists() and last.read_text() == stamp:
         say("site: unchanged")
         return page
     new, start = build / "new", time.monotonic()
+    say("site: …")
+    made = render(new, root, say)
+    old = build / "old"
+    shutil.rmtree(old, ignore_errors=True)
+    last.unlink(missing_ok=True)
+    if html.exists():
+        html.rename(old)
+    made.rename(html)
+    last.write_text(stamp)
+    for rest in (old, new):
+        shutil.rmtree(rest, ignore_errors=True)
+    say(f"site: {time.monotonic() - start:.0f} s, {page.relative_to(root)}")
+    return page
+
+
+def render(new: Path, root: Path = ROOT, say: Say = print, builder: str = "html") -> Path:
+    """Have jupyter-book make pages of the sources and the executed notebooks; returns their folder.
+
+    Args:
+        new: an empty folder to work in, made anew.
+        builder: html, or singlehtml for all pages as one.
+
+    Raises:
+        BookError: with the first warning, and where all of them are.
+    """
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    say("site: …")
-    words = ["build", "-W", "-n", "--keep-going", "--path-output", str(new), str(root)]
+    log, made = root / "_build" / "site.log", new / "_build" / builder
+    words = ["build", "-W", "-n", "--keep-going", "--builder", builder, "--path-output", str(new), str(root)]
     code = "from jupyter_book.cli.main import main; main()"
     with log.open("wb") as output:
         done = subprocess.run(
@@ -676,22 +703,12 @@ def build_site(root: Path = ROOT, say: Say = print) -> Path:
         )
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
     warnings = [line for line in text.splitlines() if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)]
-    if done.returncode or warnings or not (new / "_build" / "html" / "index.html").exists():
+    if done.returncode or warnings or not any(made.rglob("*.html")):
         for line in warnings[:20]:
             say(f"  {line.replace(str(root) + os.sep, '')}")
         first = (warnings or text.strip().splitlines()[-1:] or ["no output"])[0].replace(str(root) + os.sep, "")
         raise BookError(f"site: {len(warnings)} warnings, the first: {first} (all: {log.relative_to(root)})")
-    old = build / "old"
-    shutil.rmtree(old, ignore_errors=True)
-    last.unlink(missing_ok=True)
-    if html.exists():
-        html.rename(old)
-    (new / "_build" / "html").rename(html)
-    last.write_text(stamp)
-    for rest in (old, new):
-        shutil.rmtree(rest, ignore_errors=True)
-    say(f"site: {time.monotonic() - start:.0f} s, {page.relative_to(root)}")
-    return page
+    return made
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -703,13 +720,14 @@ def build(
     site: bool = True,
     root: Path = ROOT,
     say: Say = print,
+    pdf: bool = False,
 ) -> None:
     """Execute what has changed, then make the site.
 
     Args:
         parameters: of the reference run, such as {"epsilon": 3.0}; the notebooks' defaults for what is left out.
         only: names of notebooks; the others and the site are left as they are. Empty: all.
-        site: whether to make the site.
+        site: whether to make the site. pdf: whether to print all of it before, so that the site has a link to it.
 
     Raises:
         BookError: a parameter, a notebook, a page or the site is not as it should be.
@@ -722,9 +740,15 @@ def build(
     if unknown:
         names = ", ".join(notebook.name for notebook in found)
         raise BookError(f"unknown notebook {unknown[0]!r}: expected one of {names}")
+    from dpldm import pdf as printing
+
+    if pdf:
+        printing.find_chromium()  # before the notebooks, which take long
     _execute_changed(chosen, found, parameters, root, say)
     if site and not only:
         check_executed(found, parameters, root)
+        if pdf:
+            printing.build_pdf(root, say)
         build_site(root, say)
 
 

@@ -414,6 +414,7 @@ def _book(given: argparse.Namespace) -> None:
         given.only,
         not given.no_site,
         say=lambda line: print(line, flush=True),
+        pdf=given.pdf,
     )
 
 
@@ -686,4 +687,6 @@ def _add_book(book: argparse.ArgumentParser) -> None:
     book.add_argument("--seed", type=int, metavar="N", help="of everything random (default: the notebooks')")
     book.add_argument("--profile", metavar="NAME", help="smoke, quick or paper (default: the notebooks')")
     book.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these notebooks, and no site")
-    book.add_argument("--no-site", action="store_true", help="execute the notebooks, build no site")
+    pages = book.add_mutually_exclusive_group()
+    pages.add_argument("--no-site", action="store_true", help="execute the notebooks, build no site")
+    pages.add_argument("--pdf", action="store_true", help="print the whole book to _build/book.pdf too; needs Chromium")

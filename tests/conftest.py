@@ -32,7 +32,7 @@ f(D) + \\mathcal{N}(0, \\sigma^2 S^2 I)
 
 ## Noise multiplicity
 
-Several draws of noise multiplicity per image.
+Several draws of noise multiplicity per image. 差分隐私合成数据。
 
 | symbol | code name |
 |---|---|

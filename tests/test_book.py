@@ -14,6 +14,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 from conftest import TOY, make_book
 from nbclient import NotebookClient
@@ -21,6 +22,7 @@ from nbclient import NotebookClient
 from dpldm import book, cli, heartbeat
 from dpldm.book import BookError
 
+CITED = {"_toc.yml": "format: jb-book\nroot: book/index\n"}
 SOURCES = sorted((book.ROOT / "notebooks").glob("*.py"))
 
 
@@ -88,7 +90,7 @@ def test_a_source_that_is_no_utf8_is_named_with_its_line(tmp_path):
 def test_every_option_of_the_command_is_a_parameter_of_the_notebooks():
     """And none is offered that the notebooks would refuse."""
     (commands,) = cli._parser()._subparsers._group_actions
-    offered = {action.dest for action in commands.choices["book"]._actions} - {"help", "only", "no_site"}
+    offered = {action.dest for action in commands.choices["book"]._actions} - {"help", "only", "no_site", "pdf"}
     known = {name for one in book.notebooks() for name in one.defaults}
     assert offered == known == set(book.SHARED)
 
@@ -574,6 +576,19 @@ def test_repository_gives_buttons_that_point_at_sources(made, monkeypatch):
     assert 'href="https://github.com/someone/dpldm/edit/main/book/index.md"' in prose
 
 
+def test_the_citation_is_shown_with_year_and_version_and_with_the_address_where_there_is_one(tmp_path, monkeypatch):
+    shutil.copy(book.ROOT / "CITATION.cff", tmp_path)
+    root = make_book(tmp_path, **{"book/index.md": "# Here\n\n```{citation-box}\n```\n"}, **CITED)
+    cited = yaml.safe_load((root / "CITATION.cff").read_text())
+    for address in ("", "https://example.org/someone/dpldm"):
+        monkeypatch.setenv("DPLDM_REPOSITORY", address)
+        book.build_site(root, say=lambda line: None)
+        text = BeautifulSoup((root / "_build" / "html" / "book" / "index.html").read_text(), "html.parser").get_text()
+        assert f"version = {{{cited['version']}}}" in text
+        assert f"year = {{{cited['date-released'].year}}}" in text
+        assert (f"url = {{{address}}}" in text) == bool(address)
+
+
 def downloaded(site: Path, folder: Path, **environ: str) -> subprocess.CompletedProcess:
     """What the first cell of a downloaded notebook does in a folder of its own."""
     node = nbformat.read(site / "_sources" / "executed" / "toy.ipynb", as_version=4)
@@ -602,6 +617,17 @@ def test_every_notebook_and_page_is_in_the_book():
     written = {f"book/{page.stem}" for page in (book.ROOT / "book").glob("*.md")}
     assert written == {page for page in pages if page.startswith("book/")}
     book.notebooks()
+
+
+def test_the_page_on_this_edition_names_its_version():
+    version = yaml.safe_load((book.ROOT / "CITATION.cff").read_text())["version"]
+    assert f"### {version}\n" in (book.ROOT / "book" / "edition.md").read_text(encoding="utf-8")
+
+
+def test_the_chinese_page_is_marked_as_such_and_has_its_own_picture_and_the_figure_to_compare_with():
+    text = (book.ROOT / "book" / "zh.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nlang: zh-CN\n---\n")
+    assert {"samples_zh_html", "sinkhorn:s", "sinkhorn_again:s"} <= set(re.findall(r"(?:::|\{glue\} )([\w:]+)", text))
 
 
 def test_every_module_is_on_the_page_of_the_library():

@@ -166,6 +166,14 @@ def test_search_finds_noise_multiplicity(browser, site, server, place):
         assert not opened.faults
 
 
+@pytest.mark.parametrize("query", ["隐私", "差分隐私", "隐私合成"])
+def test_search_finds_chinese_within_a_sentence(browser, site, server, query):
+    with visit(browser, (DESK, "light", "server"), site, server) as opened:
+        opened.open(f"search.html?q={query}")
+        opened.page.wait_for_selector("#search-results ul.search li a", timeout=10_000)
+        assert not opened.faults
+
+
 def test_mathematics_is_drawn(browser, site, server):
     drawn = 0
     with visit(browser, (DESK, "light", "folder"), site, server) as opened:

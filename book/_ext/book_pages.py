@@ -7,17 +7,22 @@ committed: "edit this page" and the launch buttons lead to the former. Without a
 import html
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import nbformat
+import yaml
+from docutils import nodes
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.plain import Style as PlainStyle
 from pybtex.style.labels import BaseLabelStyle
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
+from sphinx.search.en import SearchEnglish
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")
 FIELD = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (\S.*)")  # of a dataclass, as its docstring lists them
@@ -151,6 +156,60 @@ def write_first_page(app: Sphinx, failure: Exception | None) -> None:
         Path(app.outdir, "index.html").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+CHINESE = re.compile(r"[\u3400-\u9fff]+")
+
+
+class WordsAndChinese(SearchEnglish):
+    """English, and Chinese by every single and every two neighbouring characters: it has no spaces between words.
+    Longer queries are found by the search's partial matches."""
+
+    def split(self, input: str) -> list[str]:
+        runs = CHINESE.findall(input)
+        parts = [run[start : start + size] for run in runs for size in (1, 2) for start in range(len(run) - size + 1)]
+        return [*super().split(input), *parts]
+
+
+class CitationBox(SphinxDirective):
+    """How to cite this edition: what `CITATION.cff` says, as a sentence and for BibTeX."""
+
+    def run(self) -> list[nodes.Node]:
+        source = Path(self.env.app.confdir) / "CITATION.cff"
+        self.env.note_dependency(str(source))
+        cited = yaml.safe_load(source.read_text(encoding="utf-8"))
+        year, url = str(cited["date-released"])[:4], self.config.html_theme_options.get("repository_url")
+        authors = " and ".join(f"{{{one['name']}}}" for one in cited["authors"])
+        fields = {"author": authors, "title": f"{{{cited['title']}}}", "version": cited["version"], "year": year}
+        fields |= {"url": url} if url else {"note": "software"}
+        entry = "\n".join(f"  {name} = {{{value}}}," for name, value in fields.items())
+        said = f"{', '.join(one['name'] for one in cited['authors'])} ({year}). {cited['title']}. "
+        said += f"Version {cited['version']}." + (f" {url}" if url else "")
+        box = nodes.admonition("", nodes.title("", "To cite this book"), nodes.paragraph("", said), classes=["note"])
+        box += nodes.literal_block("", f"@software{{dpldm,\n{entry}\n}}", language="none")
+        return [box]
+
+
+class PdfLink(SphinxRole):
+    """A link to the PDF beside these pages; where there is none, how to make it."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        path = Path(self.env.app.confdir) / "_build" / "book.pdf"
+        if self.env.app.builder.format == "html" and path.is_file():
+            return [nodes.raw("", '<a href="../book.pdf">The whole book as one PDF</a>.', format="html")], []
+        said = "This build has none, because no `make pdf` came before it. `make pdf` prints the whole book to "
+        said += "`_build/book.pdf` and links it here. It needs Chromium"
+        chromium = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")))
+        said += "." if chromium else ", which the machine of this build lacks: `sudo apt install chromium`."
+        parts = said.split("`")
+        return [nodes.literal("", part) if odd % 2 else nodes.Text(part) for odd, part in enumerate(parts)], []
+
+
+def add_pdf(app: Sphinx, failure: Exception | None) -> None:
+    """The PDF, where it was made, lies beside the pages."""
+    path = Path(app.confdir) / "_build" / "book.pdf"
+    if failure is None and app.builder.name == "html" and path.is_file():
+        shutil.copy(path, Path(app.outdir) / "book.pdf")
+
+
 AT_HOME = """\
 # A copy of a page of the book. It needs the book's repository and environment, and works in the repository's folder.
 import importlib.util
@@ -182,6 +241,9 @@ def let_downloads_work(app: Sphinx, failure: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_search_language(WordsAndChinese)
+    app.add_directive("citation-box", CitationBox)
+    app.add_role("pdf-link", PdfLink())
     app.connect("config-inited", set_repository)
     for change in (point_at_sources, drop_thebe, set_language, correct_roles):
         app.connect("html-page-context", change, priority=900)  # after the theme
@@ -189,5 +251,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", readable_signature)
     app.connect("autodoc-skip-member", skip_inherited)
     app.connect("build-finished", write_first_page, priority=900)
+    app.connect("build-finished", add_pdf)
     app.connect("build-finished", let_downloads_work, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
