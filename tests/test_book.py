@@ -262,7 +262,7 @@ def test_a_page_of_a_smoke_run_says_that_it_means_nothing(tmp_path):
     root = make_book(tmp_path, **{"notebooks/toy.py": text})
     for profile, warned in (("quick", False), ("smoke", True)):
         book.build({"profile": profile}, root=root, say=lambda line: None, site=False)
-        assert ("mean\\nnothing" in (root / "executed" / "toy.ipynb").read_text(encoding="utf-8")) is warned
+        assert ("numbers and pictures mean" in (root / "executed" / "toy.ipynb").read_text(encoding="utf-8")) is warned
 
 
 # --- the run behind the pages -----------------------------------------------------------------------------------------
