@@ -366,9 +366,25 @@ def _own_sums(train: ImageData, test: ImageData | None, folders: Folders) -> dic
 def _secret(runs: Path) -> bytes:
     path = runs / ".secret"
     if not path.exists():
-        results.write_atomically(path, lambda temporary: temporary.write_bytes(secrets.token_bytes(32)))
-        path.chmod(0o600)
+        runs.mkdir(parents=True, exist_ok=True)
+        with _locked(runs / ".secret.lock"):
+            if not path.exists():
+                results.write_atomically(path, lambda temporary: temporary.write_bytes(secrets.token_bytes(32)))
+                path.chmod(0o600)
     return path.read_bytes()
+
+
+@contextmanager
+def _locked(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """One process at a time; ``waits`` is called where another has the lock, which goes when that process does, however
+    it ends."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -413,7 +429,9 @@ def run(
     results.check_writable(job.stages.path, room)
     results.check_writable(folders.records)
     try:
-        with _alone(job.stages.path, progress):
+        folder = job.stages.path
+        waiting = f"waiting: another process is making this run in {folder}"
+        with _locked(folder / ".lock", lambda: progress.say(waiting)):
             if not force and (found := _found(job, progress)):  # by the process that was waited for
                 return found
             _introduce(job, progress)
@@ -426,20 +444,9 @@ def run(
 def _found(job: _Job, progress: Progress) -> dict[str, Any] | None:
     if not results.find(job.record_path.parent, job.description):
         return None
-    progress.say(f"done earlier: {job.record_path} (begin anew with --force)")
+    way_out = "" if job.experiment.secure_mode else " (begin anew with --force)"
+    progress.say(f"done earlier: {job.record_path}{way_out}")
     return results.read(job.record_path)
-
-
-@contextmanager
-def _alone(folder: Path, progress: Progress) -> Iterator[None]:
-    """No two processes make the same run at once. The lock goes when its process does, however that ends."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say(f"waiting: another process is making this run in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _introduce(job: _Job, progress: Progress) -> None:

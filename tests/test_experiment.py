@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -466,18 +467,31 @@ def test_two_processes_do_not_make_one_run_at_once(tmp_path: Path) -> None:
     progress, order = Lines(), []
 
     def second() -> None:
-        with experiment._alone(tmp_path, progress):
+        with experiment._locked(tmp_path / ".lock", lambda: progress.say("waiting")):
             order.append("second")
 
-    with experiment._alone(tmp_path, Lines()):
+    with experiment._locked(tmp_path / ".lock"):
         other = threading.Thread(target=second)
         other.start()
         while not progress.lines:
             time.sleep(0.01)
-        assert progress.lines == [f"waiting: another process is making this run in {tmp_path}"]
+        assert progress.lines == ["waiting"]
         order.append("first")
     other.join()
     assert order == ["first", "second"]
+
+
+def test_processes_that_begin_at_once_have_one_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the same run would have two names, and be made twice."""
+    write = results.write_atomically
+
+    def slowly(path: Path, write_to: Callable[[Path], object]) -> Path:
+        time.sleep(0.2)
+        return write(path, write_to)
+
+    monkeypatch.setattr(results, "write_atomically", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(experiment._secret, [tmp_path / "runs"] * 4))) == 1
 
 
 @pytest.mark.parametrize("wanted", [10**9, 10**15])
