@@ -461,11 +461,26 @@ def test_book_workflow_hands_over_every_setting():
     assert inputs == set(load_make(ROOT).SETTINGS)
 
 
+def test_binder_has_the_pinned_packages_and_opens_notebooks_as_notebooks():
+    folder = ROOT / ".binder"
+    script = (folder / "postBuild").read_text()
+    assert os.access(folder / "postBuild", os.X_OK)
+    assert subprocess.run(["bash", "-n", folder / "postBuild"]).returncode == 0
+    assert "--require-hashes -r requirements.lock" in script
+    assert "jupytext-config set-default-viewer python" in script
+    assert {"jupyterlab", "jupytext"} <= set((folder / "requirements.txt").read_text().split())
+    minor = (folder / "runtime.txt").read_text().strip().removeprefix("python-")
+    assert minor == load_make(ROOT).CONDA_PYTHON
+
+
 def test_citation_names_the_software_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    assert citation["date-released"].year >= 2026, "a citation has a year"
+    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert citation.get("repository-code", "") == address, "the address of _config.yml, as soon as it has one"
     (paper,) = citation["references"]
     assert paper["doi"] == "10.11896/jsjkx.230700177"
     assert [person["family-names"] for person in paper["authors"]] == ["Ge", "Zhang", "Sun"]

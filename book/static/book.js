@@ -11,3 +11,20 @@ addEventListener("load", () => {
     }
   }
 });
+
+/* One ε at a time, where the page has several. */
+addEventListener("DOMContentLoaded", () => {
+  for (const slider of document.querySelectorAll(".epsilon-slider")) {
+    const label = slider.querySelector("label");
+    const input = slider.querySelector("input");
+    const parts = [...slider.querySelectorAll("section")];
+    const show = () => {
+      parts.forEach((part, place) => { part.hidden = place !== Number(input.value); });
+      slider.querySelector("output").textContent = `ε = ${parts[input.value].dataset.epsilon}`;
+      input.setAttribute("aria-valuetext", `ε = ${parts[input.value].dataset.epsilon}`);
+    };
+    input.addEventListener("input", show);
+    label.hidden = false;
+    show();
+  }
+});

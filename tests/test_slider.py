@@ -1,0 +1,32 @@
+"""The slider over ε: the runs it takes, and a page that works without a script, too."""
+
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from dpldm import book, plots, results, slider
+
+RECORDS = book.ROOT / "book" / "records"
+
+
+@pytest.mark.parametrize("dataset", list(plots.DATASETS))
+def test_every_epsilon_has_its_scores_and_its_picture(dataset):
+    runs = slider.runs_by_epsilon(results.read_all(RECORDS), dataset)
+    page = BeautifulSoup(slider.as_html(runs, RECORDS, 1.2), "html.parser")
+    sections = page.find_all("section")
+    assert [float(section["data-epsilon"]) for section in sections] == sorted(runs)
+    assert len(runs) >= 3
+    for section, (epsilon, records) in zip(sections, runs.items(), strict=True):
+        assert {(one["dataset"], one["method"], one["public_data"]) for one in records} == {(dataset, "dpldm", None)}
+        scores = [score for one in records for score in one["metrics"]["accuracy"]["cnn"]]
+        assert f"ε = {epsilon:g}: a CNN reaches {100 * sum(scores) / len(scores):.1f} %" in section.get_text()
+        assert section.img["src"].startswith("data:image/png;base64,")
+        assert section.img["alt"]
+    assert sorted(runs)[int(page.input["value"])] == 1.0
+    assert page.label.has_attr("hidden"), "shown by the script, which alone can move it"
+
+
+def test_without_runs_there_is_no_slider():
+    with pytest.raises(ValueError, match="expected at least one ε, got none"):
+        slider.as_html(slider.runs_by_epsilon([], "mnist"), Path(), 1.0)
