@@ -333,8 +333,15 @@ def _find_record(given: Path) -> Path:
 def _publish(given: argparse.Namespace) -> None:
     from dpldm import publishing
 
+    refused = []
     for record in given.records:
-        print(publishing.publish(_find_record(record), given.to, given.own_data))
+        try:
+            print(publishing.publish(_find_record(record), given.to, given.own_data))
+        except ValueError as error:
+            refused.append(str(error))
+    if refused:
+        some = "" if len(given.records) == 1 else f"{len(refused)} of {len(given.records)} were refused, the first: "
+        raise publishing.PublishingError(some + refused[0])
 
 
 def _audit(given: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -338,6 +339,23 @@ def test_records_where_there_are_none_and_corrupt_ones(here: Path, capsys: pytes
     (here / "records").mkdir()
     (here / "records" / "x.json").write_text('{"schema": 1')
     assert "expected a record in JSON" in refused(capsys, "records", "--folder", "records")
+
+
+def test_publish_takes_what_belongs_in_the_book_and_names_what_does_not(
+    made: Path, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    good = next((cli.Path(cli.__file__).parent.parent / "book" / "records").glob("*-real-*.json"))
+    for source in (good, record_of(made)):
+        for file in (source, source.with_suffix(".png")):
+            (here / "runs" / "records").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, here / "runs" / "records")
+    assert main(["publish", record_of(made).stem, good.stem]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"book/records/{good.name}"]
+    assert "1 of 2 were refused, the first: " in said.err
+    assert "a smoke run" in said.err
+    assert sorted(path.name for path in (here / "book" / "records").iterdir()) == [good.name, f"{good.stem}.png"]
+    assert "expected a record, or its name in runs/records" in refused(capsys, "publish", "none")
 
 
 def test_data_says_what_is_there(here: Path, capsys: pytest.CaptureFixture) -> None:
