@@ -646,9 +646,8 @@ def pipeline(steps: pd.DataFrame, epsilon: float) -> Figure:
     _need(steps, ["title", "about", "share", "cnn", "fid"], "steps")
     if steps.empty:
         raise ValueError("steps: expected at least one row, got none; give those of a private run")
-    figure, ((boxes, bars, gains),) = _card(
-        7.0, 1.3 + 0.52 * len(steps), columns=3, share_y="row", widths=(3, 2.6, 2.2)
-    )
+    height = 1.3 + 0.52 * len(steps)  # not as wide as others: its words are read on phones
+    figure, ((boxes, bars, gains),) = _card(5.4, height, columns=3, share_y="row", widths=(3.0, 1.9, 1.9))
     places = np.arange(len(steps))[::-1]
     ends = {len(steps): "private images", -1: "synthetic images"}
     for place in [len(steps), *places]:

@@ -287,7 +287,7 @@ length = after.flatten(1).norm(dim=1).mean().item()
 way = f"The way is {settings.selection.push:g} long at most; an image has a length of {length:.1f}, on average."
 print(way if settings.pushes else "With these settings no image is pushed.")
 
-# %% mystnb={"figure": {"caption": "One of each class on its way: selected, with its edges moved, pushed unless that is off, and finished.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: blurred ones, below them crisp ones, and at the bottom finished ones."}}
+# %% mystnb={"figure": {"caption": "One of each class on its way: selected, with its edges moved, pushed unless that is off, and finished. Moving and pushing leave grain around the strokes; finishing, which raises the contrast where that is on, takes most of it away.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: as they were selected, below them with grain around their edges, and at the bottom finished ones."}}
 turns = (("selected", before), ("moved", after), ("pushed", pushed), ("finished", finished))
 shown_rows = {name: some[: len(classes)] for name, some in turns if name != "pushed" or settings.pushes}
 plots.image_rows(shown_rows, "From stage 1 to the image released", "step", "classes in order")
@@ -315,9 +315,10 @@ matching = settings.matching
 decided = f"{matching.decoders} matched decoders draw {matching.image_share:.0%} of the images"
 print(decided if settings.matches else "At this ε stage 1 draws all images.")
 
-# %% mystnb={"figure": {"caption": "One of each class as stage 1 draws it, and another as it is released.", "name": "fig-released"}, "image": {"alt": "Two rows of synthetic images of every class: as stage 1 draws them, and as they are released."}}
-rows = {"stage 1": before, "released": released}
-plots.image_rows({name: some[: len(classes)] for name, some in rows.items()}, "As released", "step", "classes in order")
+# %% mystnb={"figure": {"caption": "The first of each class as stage 1 draws it, and three others of each as they are released. Nothing was chosen, so some are hard to name.", "name": "fig-released"}, "image": {"alt": "Four rows of synthetic images of every class: one as stage 1 draws them, and three as they are released."}}
+count = len(classes)
+rows = {"stage 1": before[:count]} | {f"released {1 + turn}": part for turn, part in enumerate(released.split(count))}
+plots.image_rows(rows, "As released", "", "classes in order")
 
 # %% [markdown]
 # ## Guidance

@@ -54,8 +54,19 @@ def test_without_measurements_the_shares_are_still_told():
 @pytest.mark.parametrize(
     ("selection", "said"),
     [
-        ((0.88, 26.0), ["*contrast*", "70.0 higher", "gains most by *drawn again*: 2.0 points", "costs it 1.0 points"]),
-        ((0.93, 95.0), ["*drawn again*", "75.0 higher", "No step by itself", "*Drawn again* costs it 3.0 points"]),
+        (
+            (0.88, 26.0),
+            [
+                "*contrast*",
+                "70.0 higher",
+                "gains most by *drawn again*: 2.0 points",
+                "loses most by *contrast*, 1.0 points",
+            ],
+        ),
+        (
+            (0.93, 95.0),
+            ["*drawn again*", "75.0 higher", "No step by itself", "loses most by *drawn again*, 3.0 points"],
+        ),
     ],
 )
 def test_the_conclusion_follows_the_measurements(selection, said):

@@ -174,6 +174,23 @@ def test_search_finds_chinese_within_a_sentence(browser, site, server, query):
         assert not opened.faults
 
 
+def test_the_slider_shows_one_epsilon_at_a_time(browser, small_site, tmp_path):
+    shutil.copytree(small_site, tmp_path / "site")
+    page = tmp_path / "site" / "book" / "index.html"
+    parts = "".join(f'<section data-epsilon="{epsilon}"><p>at {epsilon}</p></section>' for epsilon in (1, 10))
+    slider = '<input type="range" min="0" max="1" step="1" value="1">'
+    made = f'<div class="epsilon-slider"><label hidden>{slider} <output></output></label>{parts}</div>'
+    page.write_text(page.read_text().replace("<section", f"{made}<section", 1))
+    with Visit(browser, PHONE, "light", (tmp_path / "site").as_uri()) as opened:
+        opened.open("book/index.html")
+        seen = [opened.page.get_by_text(f"at {epsilon}", exact=True) for epsilon in (1, 10)]
+        assert [part.is_visible() for part in seen] == [False, True]
+        opened.page.locator(".epsilon-slider input").press("ArrowLeft")
+        assert [part.is_visible() for part in seen] == [True, False]
+        assert opened.page.locator(".epsilon-slider output").inner_text() == "ε = 1"
+        assert not opened.faults
+
+
 def test_mathematics_is_drawn(browser, site, server):
     drawn = 0
     with visit(browser, (DESK, "light", "folder"), site, server) as opened:
