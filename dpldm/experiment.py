@@ -724,9 +724,9 @@ def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
     lines = [f"accuracy:  {', '.join(shown)} on real test images ({seeds} classifier seed{'s' * (seeds > 1)})"]
     distances = {"classifier": metrics["fid_classifier"], "Inception": metrics["fid_inception"]}
     known = [f"{value:.2f} ({name} features)" for name, value in distances.items() if value is not None]
-    if metrics["fid_inception"] is None and (reason := metrics.get("fid_inception_note")):
-        known.append(f"Inception features left out, {reason}")
-    return [*lines, f"FID:       {', '.join(known) or 'not measured'}"]
+    reason = metrics.get("fid_inception_note") if metrics["fid_inception"] is None else None
+    left_out = f"; left out by Inception features: {reason}" if reason else ""
+    return [*lines, f"FID:       {', '.join(known) or 'not measured'}{left_out}"]
 
 
 # --- saved synthesizers -----------------------------------------------------------------------------------------------

@@ -460,7 +460,7 @@ def test_samples_carry_names_and_a_row_for_each_class_drawn(made: Made, tmp_path
 
 def test_a_summary_says_which_score_was_left_out(made: Made) -> None:
     said = experiment.scores_in_words(made.record["metrics"])[-1]
-    assert said.endswith("(classifier features), Inception features left out, not asked for")
+    assert said.endswith("(classifier features); left out by Inception features: not asked for")
 
 
 def test_two_processes_do_not_make_one_run_at_once(tmp_path: Path) -> None:
