@@ -1,11 +1,12 @@
 # A thin door to .ci/make.py, which holds the logic. `make help` lists the targets.
 PYTHON ?= python3
-TARGETS := help setup test test-all data book pdf lock environment clean
+TARGETS := help setup test test-all data book pdf coursework grade lock environment clean
 
 # `make book EPSILN=3` must not quietly build the book at another epsilon.
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
-unknown := $(filter-out PYTHON EPSILON DATASET SEED PROFILE UPGRADE MAKEFLAGS,$(given))
-$(if $(unknown),$(error unknown setting $(unknown); known: EPSILON DATASET SEED PROFILE UPGRADE PYTHON))
+known := EPSILON DATASET SEED PROFILE SUBMISSIONS STUDENTS SECRET PRIVATE TO UPGRADE PYTHON
+unknown := $(filter-out $(known) MAKEFLAGS,$(given))
+$(if $(unknown),$(error unknown setting $(unknown); known: $(known)))
 
 .PHONY: $(TARGETS)
 $(TARGETS):

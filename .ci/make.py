@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
+COURSEWORK_LOCK = ROOT / "requirements-coursework.lock"
 ENVIRONMENT = ROOT / "environment.yml"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -33,12 +34,16 @@ CONDA_PYTHON = "3.12"
 DISK_GB = {"Linux": 7, "Darwin": 2}  # the Linux build of PyTorch brings CUDA
 DATASETS = ("mnist", "fashion_mnist")
 SETTINGS = ("dataset", "epsilon", "seed", "profile")
+COURSEWORK = ("coursework", "grade")
+COURSE = ("students", "secret", "private", "to")
 
 HELP = """\
 make test         checks and tests, without the slow ones (minutes; no data needed)
 make test-all     the same and the slow tests (fetches the data first)
 make book         notebooks and site; choose with EPSILON=3 DATASET=mnist SEED=1 PROFILE=quick
 make pdf          the same, and the whole book as _build/book.pdf; needs Chromium
+make coursework   hand out the assignments; with STUDENTS=names.txt SECRET=secret.txt to each student's own numbers
+make grade        grade SUBMISSIONS=folder, which has a folder for each student; also SECRET= PRIVATE= TO=
 make data         fetch and verify the data sets
 make setup        only the Python environment in .venv (the other targets do this themselves)
 make lock         pyproject.toml -> requirements.lock and environment.yml; UPGRADE=1 takes newer versions
@@ -281,9 +286,24 @@ def lock(upgrade: bool) -> None:
     options = "--universal --generate-hashes --python-version 3.11 --prerelease disallow --extra dev"
     quiet = "--quiet --no-header --no-emit-index-url --no-emit-find-links"  # the lock names no registry
     command = [VENV / "bin" / "uv", "pip", "compile", *options.split(), *quiet.split(), "pyproject.toml", "-o", LOCK]
-    must("requirements.lock", command + (["--upgrade"] if upgrade else []), uv_environ())
+    newer = ["--upgrade"] if upgrade else []
+    must("requirements.lock", command + newer, uv_environ())
     set_up()
+    lock_coursework(newer)
     must("environment.yml", [PYTHON, __file__, "environment"])
+
+
+def lock_coursework(newer) -> None:
+    """The extra's own lock: what it needs, with the versions of the main lock where both have a package."""
+    import tomllib
+
+    wanted = VENV / "coursework.txt"
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["coursework"]
+    wanted.write_text("".join(line + "\n" for line in extra))
+    options = "--universal --generate-hashes --python-version 3.11 --prerelease disallow --no-annotate"
+    quiet = "--quiet --no-header --no-emit-index-url --no-emit-find-links"
+    command = [VENV / "bin" / "uv", "pip", "compile", *options.split(), *quiet.split(), "-c", LOCK, wanted]
+    must(COURSEWORK_LOCK.name, [*command, "-o", COURSEWORK_LOCK, *newer], uv_environ())
 
 
 def direct_versions(pyproject: str, locked: str, python: str = CONDA_PYTHON) -> list:
@@ -404,6 +424,25 @@ def book(settings, pdf: bool = False) -> None:
     stream(["book", *options] + (["--pdf"] if pdf else []))
 
 
+def coursework(course) -> None:
+    """Hand out the assignments. JupyterLab and nbgrader come with it; grading needs neither."""
+    set_up()
+    stamp = VENV / "coursework-stamp"
+    made_from = STAMP.read_text() + hashlib.sha256(COURSEWORK_LOCK.read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != made_from:
+        install = [VENV / "bin" / "uv", "pip", "install", "--python", PYTHON, "--require-hashes", "-r", COURSEWORK_LOCK]
+        must("JupyterLab and nbgrader", install, uv_environ())
+        stamp.write_text(made_from)
+    finish(call([PYTHON, "-m", "dpldm.coursework", "release", *course]))
+
+
+def grade(submissions, course) -> None:
+    if not submissions:
+        raise Stop("expected a folder with a folder for each student: make grade SUBMISSIONS=folder", 2)
+    set_up()
+    finish(call([PYTHON, "-m", "dpldm.coursework", "grade", submissions, *course]))
+
+
 def clean() -> None:
     output, caches = ("_build", "executed", "build"), (".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
     found = [name for name in output + caches if (ROOT / name).is_dir()]
@@ -414,18 +453,21 @@ def clean() -> None:
 
 def arguments(words=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make.py", description="Set up, test and build dpldm.")
-    targets = ("help", "setup", "test", "test-all", "data", "book", "pdf", "lock", "environment", "clean")
+    targets = ("help", "setup", "test", "test-all", "data", "book", "pdf", *COURSEWORK, "lock", "environment", "clean")
     parser.add_argument("target", choices=targets, nargs="?", default="help")
     parser.add_argument("--check", action="store_true", help="environment: compare, write nothing")
     parser.add_argument("--upgrade", action="store_true", default=bool(os.environ.get("UPGRADE")), help="lock")
     for name in SETTINGS:  # an empty variable counts as not given, as CI leaves empty what nobody filled in
         parser.add_argument("--" + name, default=os.environ.get(name.upper()) or None, help="book")
+    for name in ("submissions", *COURSE):
+        parser.add_argument("--" + name, default=os.environ.get(name.upper()) or None, help="coursework, grade")
     return parser.parse_args(words)
 
 
 def main() -> int:
     given = arguments()
     settings = {name: getattr(given, name) for name in SETTINGS}
+    course = [word for name in COURSE if getattr(given, name) for word in ("--" + name, getattr(given, name))]
     actions = {
         "help": lambda: print(HELP),
         "setup": setup,
@@ -434,6 +476,8 @@ def main() -> int:
         "data": lambda: data(DATASETS),
         "book": lambda: book(settings),
         "pdf": lambda: book(settings, pdf=True),
+        "coursework": lambda: coursework(course),
+        "grade": lambda: grade(given.submissions, course),
         "lock": lambda: lock(given.upgrade),
         "environment": lambda: environment(given.check),
         "clean": clean,
