@@ -93,8 +93,8 @@ def conclusion(effects: pd.DataFrame, bought: pd.DataFrame, epsilon: float) -> s
     else:
         said.append(f"No step by itself gains a CNN more than {100 * TRIFLE:.1f} points.")
     if worst["cnn"] <= -TRIFLE:
-        lost = -100 * worst["cnn"]
-        said.append(f"It loses most by *{worst['title'].lower()}*, {lost:.1f} points, and keeps it for the distance.")
+        lost = f"It loses most by *{worst['title'].lower()}*, {-100 * worst['cnn']:.1f} points"
+        said.append(lost + (": that step is kept for the distance." if worst["fid"] < 0 else "."))
     rows = effects.set_index("name")
     if "mixture-alone" in rows.index:
         alone = rows.loc["mixture-alone"]
