@@ -16,11 +16,13 @@ import pandas as pd
 
 from dpldm import ablation, data, plots, results
 from dpldm.experiment import Experiment, to_json
-from dpldm.methods import METHODS, PROFILES
+from dpldm.finishing import FinishedLater
+from dpldm.methods import METHODS, PROFILES, finishing_for
 from dpldm.synthesis import LatentDiffusion
 
 OWN = LatentDiffusion.method
 NOTHING = "–"  # where there is no number
+NOT_RUN = "not run"
 TO_HALVE = ("dp-sinkhorn", "dp-merf", "class-gaussian")  # at most half of their Fréchet distance is aimed at
 _PLACE = ["dataset", "method", "public_data", "profile", "epsilon"]
 _TARGETS = ["dataset", "epsilon", "profile", "accuracy"]
@@ -55,16 +57,20 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per dataset, method, public data, profile and ε.
 
     Of runs that differ in their settings, those stand in the table that `dpldm run` makes today; else those with most
-    seeds.
+    seeds. A rival's images stand there as it makes them; what they score when they are finished like ours
+    (`dpldm run --finished`) has columns of its own.
 
     Returns:
         A frame with the columns of `dpldm.results.table` and: `title` (what readers call the method), `private` (False
         for a yardstick), `making` (seconds to fit and draw, without the evaluation; the mean over runs), `parameters`
         (numbers in the fitted model, NaN in old records), `protocol` (equal for runs on the same data that were scored
-        in the same way), `whole` (whether all training images were used) and `device` (a tuple). Largest ε first,
+        in the same way), `whole` (whether all training images were used), `device` (a tuple), `can_be_finished`
+        (whether it is a rival on images that ours have a finish for) and `finished_cnn`, `finished_fid_classifier`,
+        each with its `…_spread` (of the same fit, with today's finish; NaN where that was not run). Largest ε first,
         yardsticks last, then by accuracy.
     """
-    by_name = {results.record_name(record): record for record in records}
+    everything = list(records)
+    by_name = {results.record_name(record): record for record in everything if results.finishing(record) is None}
     table = results.table(by_name.values())
     runs = [[by_name[name] for name in names] for names in table["records"]]
     table = table.assign(
@@ -76,12 +82,34 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         whole=[group[0]["settings"].get("limit") is None for group in runs],
         device=[tuple(sorted({run["device"] for run in group})) for group in runs],
         today=[_made_today(group[0]) for group in runs],
-    )
+        can_be_finished=[_can_be_finished(group[0]) for group in runs],
+    ).join(_finished(everything), on="variant")
     table = table.sort_values(["today", "seeds", "variant"], ascending=[False, False, True]).drop_duplicates(_PLACE)
     order = table.assign(budget=table["epsilon"].replace(math.inf, -1.0)).sort_values(
         ["dataset", "budget", "cnn", "method", "profile"], ascending=[True, False, False, True, True]
     )
     return order.drop(columns=["today", "budget"]).reset_index(drop=True)
+
+
+def _finished(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Scores of runs whose images were finished as ours are today, by the variant of the same runs without that."""
+    twins = []
+    for record in records:
+        given = results.finishing(record)
+        if given and _can_be_finished(record) and given == _finish_of_ours(record):
+            plain = {key: value for key, value in record["settings"]["synthesis"].items() if key != "finishing"}
+            twins.append({**record, "settings": record["settings"] | {"synthesis": plain}})
+    scores = [f"{score.key}{suffix}" for score in (ACCURACY, DISTANCE) for suffix in ("", "_spread")]
+    return results.table(twins).set_index("variant")[scores].astype(float).add_prefix("finished_")
+
+
+def _can_be_finished(record: Mapping[str, Any]) -> bool:
+    method = METHODS.get(record["method"])
+    return method is not None and issubclass(method.settings, FinishedLater) and record["dataset"] in data.DATASETS
+
+
+def _finish_of_ours(record: Mapping[str, Any]) -> dict[str, Any]:
+    return to_json(finishing_for(record["dataset"], record["privacy"]["epsilon_target"]))
 
 
 def _title(method: str) -> str:
@@ -118,7 +146,8 @@ def _made_today(record: Mapping[str, Any]) -> bool:
 
 
 def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `measured` for readers: accuracy, distance, time, size, public data.
+    """The rows of `measured` for readers: accuracy and distance, also of images finished like ours, time, size, public
+    data.
 
     Texts with units in the heads, "–" where there is no number; a column that no run has and a single profile are left
     out.
@@ -127,7 +156,9 @@ def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
         _named(rows)
         | {
             "CNN (%)": _with_spread(rows, "cnn", 100),
+            "CNN, finished (%)": _with_finish(rows, "cnn", 100),
             "FID (classifier)": _with_spread(rows, "fid_classifier", 1),
+            "FID, finished": _with_finish(rows, "fid_classifier", 1),
             "FID (Inception)": _with_spread(rows, "fid_inception", 1),
             "time (s)": [f"{seconds:,.1f}" if seconds < 9.95 else f"{seconds:,.0f}" for seconds in rows["making"]],
             "parameters": [_number(value, "{:,.0f}") for value in rows["parameters"]],
@@ -197,6 +228,12 @@ def _with_spread(rows: pd.DataFrame, score: str, scale: float) -> list[str]:
     ]
 
 
+def _with_finish(rows: pd.DataFrame, score: str, scale: float) -> list[str]:
+    """Scores of rivals whose images are finished like ours, in words where that was not run; "–" for all others."""
+    cells = zip(rows["can_be_finished"], _with_spread(rows, f"finished_{score}", scale), strict=True)
+    return [(NOT_RUN if cell == NOTHING else cell) if can else NOTHING for can, cell in cells]
+
+
 # --- what is missing --------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +294,41 @@ def claims(rows: pd.DataFrame, epsilon: float, score: Score = ACCURACY) -> list[
             text += f". Of the methods re-run here it is {places[0]}" if places[0] else ""
             found.append(text + (f". Of the yardsticks it is {places[1]}." if places[1] else "."))
     return found
+
+
+def finished_in_words(rows: pd.DataFrame, epsilon: float) -> list[str]:
+    """Sentences on what rivals at ε gain when their images are finished like ours, and how ours stand to them then,
+    one per profile; the same runs are compared as in `claims`.
+
+    Args:
+        rows: from `measured`, of one data set.
+    """
+    ours = rows[(rows["method"] == OWN) & (rows["public_data"] == "") & (rows["epsilon"] == epsilon)]
+    found = []
+    for _, own in ours.dropna(subset=["cnn", "fid_classifier"]).iterrows():
+        same = rows[(rows["protocol"] == own["protocol"]) & (rows["profile"] == own["profile"])]
+        rivals = same[same["can_be_finished"] & (same["epsilon"] == epsilon) & (same["delta"] == own["delta"])]
+        run = rivals.dropna(subset=["finished_cnn", "finished_fid_classifier"])
+        told = [_gain_of_finish(own, rival) for _, rival in run.iterrows()]
+        if rest := [rival["title"] for _, rival in rivals.iterrows() if rival["title"] not in set(run["title"])]:
+            told.append(f"{_listed(rest)} {NOT_RUN}")
+        if told:
+            found.append(f"At ε = {epsilon:g} ({own['profile']}), finished like ours: {'; '.join(told)}.")
+    return found
+
+
+def _gain_of_finish(own: pd.Series, rival: pd.Series) -> str:
+    """'A goes from x to y with the CNN, behind ours by n, and from a distance of z to w, …'."""
+    told = []
+    for score, before in ((ACCURACY, "from {} to {} with the CNN"), (DISTANCE, "from a distance of {} to {}")):
+        plain, finished, ours = (
+            score.shown(value) for value in (rival[score.key], rival[f"finished_{score.key}"], own[score.key])
+        )
+        gap = round(finished - ours, 1)
+        by = f" by {score.apart.format(abs(gap))}" if gap else ""
+        said = before.format(score.reads.format(plain), score.reads.format(finished))
+        told.append(f"{said} ({_standing(gap, score.higher)} ours{by})")
+    return f"{rival['title']} goes {' and '.join(told)}"
 
 
 def _standings(own: pd.Series, others: pd.DataFrame, score: Score) -> str:
@@ -574,12 +646,26 @@ def distances_in_words(rows: pd.DataFrame) -> list[str]:
                 continue
             least = here.loc[here["fid_classifier"].idxmin()]
             ours, theirs = DISTANCE.shown(run["fid_classifier"]), DISTANCE.shown(least["fid_classifier"])
-            verdict = "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
             without = f" ({_listed(missing)} not measured)" if missing else ""
-            told.append(f"at ε = {run['epsilon']:g}, {ours} against {theirs} of {least['title']}{without}: {verdict}")
+            at = f"at ε = {run['epsilon']:g}, {ours} against {theirs} of {least['title']}{without}"
+            told.append(f"{at}: {_halved(ours, theirs)}{_halved_when_finished(ours, here)}")
         if told:
             sentences.append(f"{plots.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
     return sentences
+
+
+def _halved(ours: float, theirs: float) -> str:
+    return "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
+
+
+def _halved_when_finished(ours: float, others: pd.DataFrame) -> str:
+    """The verdict against the least of those others that were run with images finished like ours; empty for none."""
+    run = others.dropna(subset="finished_fid_classifier")
+    if run.empty:
+        return ""
+    least = run.loc[run["finished_fid_classifier"].idxmin()]
+    theirs = DISTANCE.shown(least["finished_fid_classifier"])
+    return f" (against {theirs} of {least['title']} finished like ours: {_halved(ours, theirs)})"
 
 
 def _to_halve(rows: pd.DataFrame) -> pd.DataFrame:

@@ -470,7 +470,7 @@ def find(folder: Path, description: Mapping[str, Any]) -> Path | None:
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
-_GROUP = ["dataset", "method", "public_data", "profile", "epsilon", "variant"]
+_GROUP = ["dataset", "method", "public_data", "profile", "epsilon", "variant", "finished"]
 _SCORES = (*CLASSIFIERS, "fid_classifier", "fid_inception", "precision", "recall", "seconds")
 _SUMMARY = [
     *_GROUP, "epsilon_spent", "delta", "seeds", "score",
@@ -487,6 +487,11 @@ def _scores(record: Mapping[str, Any]) -> dict[str, list[float]]:
     return scores | {key: [] if value is None else [float(value)] for key, value in single.items()}
 
 
+def finishing(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the images of a rival's run were finished, as its settings say; None where they were left as they are."""
+    return record["settings"].get("synthesis", {}).get("finishing")
+
+
 def _group_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """What records have in common when they differ by nothing but their seed; `variant` names their settings."""
     defining = _definition(record)
@@ -495,7 +500,7 @@ def _group_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
     variant = _digest({key: value for key, value in defining.items() if key != "seed"})
     return (
         record["dataset"], record["method"], record["public_data"] or "", record["profile"],
-        math.inf if epsilon is None else float(epsilon), variant,
+        math.inf if epsilon is None else float(epsilon), variant, finishing(record) is not None,
     )  # fmt: skip
 
 
@@ -508,7 +513,8 @@ def summary(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Returns:
         A frame with `dataset`, `method`, `public_data` ('' for none), `profile`, `epsilon` (the target, or what was
         spent where the noise was asked for; infinite without privacy), `variant` (8 hexadecimal digits that name
-        everything else that was asked for), `epsilon_spent` (the largest), `delta`, `seeds` (how many synthesis
+        everything else that was asked for), `finished` (whether a rival's images were, see
+        `finishing`), `epsilon_spent` (the largest), `delta`, `seeds` (how many synthesis
         seeds), `score` (`cnn`, `mlp`, `logreg`: fractions of 1; `fid_classifier`, `fid_inception`; `precision`,
         `recall`; `seconds`: of the whole run), `mean`, `standard_deviation` (of the sample; NaN for one value),
         `min`, `max`, `n`, `values` (every one) and `records` (their file names). Sorted.
@@ -609,7 +615,8 @@ def to_text(frame: pd.DataFrame) -> str:
     for number, row in enumerate(frame.to_dict("records"), start=1):
         accuracies = [_with_spread(row[name], row[f"{name}_spread"], 100, 1) for name in CLASSIFIERS]
         distances = [_with_spread(row[n], row[f"{n}_spread"], 1, 2) for n in ("fid_classifier", "fid_inception")]
-        method = f"{row['method']} + {row['public_data']}" if row["public_data"] else row["method"]
+        method = row["method"] + (f" + {row['public_data']}" if row["public_data"] else "")
+        method += ", finished" if row["finished"] else ""
         epsilon = "none" if math.isinf(row["epsilon"]) else plain(row["epsilon"])
         lines.append([f"[{number}]", row["dataset"], method, epsilon, row["profile"], str(row["seeds"]),
                       *accuracies, *distances, _duration(row["seconds"])])  # fmt: skip

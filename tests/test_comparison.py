@@ -10,7 +10,8 @@ import torch
 
 from dpldm import ablation, book, cli, comparison, plots, results
 from dpldm.experiment import Experiment, to_json
-from dpldm.methods import METHODS
+from dpldm.finishing import Finishing, FinishSettings
+from dpldm.methods import METHODS, finishing_for
 
 PUBLISHED = book.ROOT / "book" / "published.csv"
 
@@ -92,6 +93,55 @@ def test_the_table_shows_what_the_records_say():
     assert list(more) == ["method", "ε", "seeds", "CNN (%)", "MLP (%)"]
     assert list(more["seeds"]) == ["2", "1", "1"]
     assert list(comparison.as_shown(measured(record(), record(profile="paper")))["profile"]) == ["paper", "quick"]
+
+
+def finished(method, epsilon=10.0, finishing=None, **changes):
+    """A record like `record`, with images finished as ours are, or otherwise."""
+    made = record(method, epsilon, **changes)
+    given = to_json(finishing or finishing_for("mnist", epsilon))
+    made["settings"] = made["settings"] | {"synthesis": made["settings"]["synthesis"] | {"finishing": given}}
+    return made
+
+
+def test_finished_images_have_a_column_of_their_own():
+    rows = measured(
+        record(), record("dp-merf", cnn=(0.9,), fid=50.0), record("dp-sinkhorn", cnn=(0.8,)), record("real", None),
+        finished("dp-merf", cnn=(0.92, 0.94), fid=30.0), finished("dp-merf", 1.0),
+        finished("dp-sinkhorn", finishing=Finishing(FinishSettings(contrast=3.0))),
+    )  # fmt: skip
+    assert sorted(rows["method"]) == ["dp-merf", "dp-sinkhorn", "dpldm", "real"]
+    shown = comparison.as_shown(rows).set_index("method")
+    merf, sinkhorn = shown.loc["DP-MERF"], shown.loc["DP-Sinkhorn"]
+    assert (merf["CNN (%)"], merf["CNN, finished (%)"]) == ("90.0", "93.0\u00a0±\u00a01.4")
+    assert (merf["FID (classifier)"], merf["FID, finished"]) == ("50.0", "30.0")
+    assert list(sinkhorn[["CNN, finished (%)", "FID, finished"]]) == ["not run"] * 2
+    for name in ("Latent diffusion", "Real images"):
+        assert list(shown.loc[name][["CNN, finished (%)", "FID, finished"]]) == ["–"] * 2
+    (said,) = comparison.finished_in_words(rows, 10.0)
+    assert said == (
+        "At ε = 10 (quick), finished like ours: DP-MERF goes from 90.0 % to 93.0 % with the CNN (behind ours by 2.5 "
+        "points) and from a distance of 50.0 to 30.0 (behind ours by 10.0); DP-Sinkhorn not run."
+    )
+    assert comparison.finished_in_words(rows, 1.0) == []
+
+
+@pytest.mark.parametrize(("fid", "verdict"), [(39.0, "less, not halved"), (40.0, "halved"), (20.0, "not less")])
+def test_a_target_is_held_to_finished_rivals_as_well(fid, verdict):
+    merf = record("dp-merf", fid=90.0)
+    (plain,) = comparison.distances_in_words(measured(record(fid=20.0), merf))
+    assert plain.endswith("90.0 of DP-MERF (DP-Sinkhorn and Class Gaussian not measured): halved.")
+    (said,) = comparison.distances_in_words(measured(record(fid=20.0), merf, finished("dp-merf", fid=fid)))
+    assert said == plain.removesuffix(".") + f" (against {fid} of DP-MERF finished like ours: {verdict})."
+
+
+def test_finished_records_are_never_taken_for_plain_ones():
+    alone = measured(record(), finished("dp-merf"))
+    assert list(alone["method"]) == ["dpldm"]
+    assert comparison.commands_for_missing(alone, "mnist", "quick", [10.0])["DP-MERF at ε = 10"]
+    table = results.table([record("dp-merf"), finished("dp-merf")])
+    assert sorted(table["finished"]) == [False, True]
+    lines = results.to_text(table).splitlines()
+    assert sum("dp-merf, finished " in line for line in lines) == 1
 
 
 def test_no_nan_where_a_record_lacks_something():
