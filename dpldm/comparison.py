@@ -630,7 +630,7 @@ def distances_as_shown(rows: pd.DataFrame) -> pd.DataFrame:
 
 def distances_in_words(rows: pd.DataFrame) -> list[str]:
     """Whether our distance is at most half of that of every method in `TO_HALVE`: one sentence for each data set and
-    profile of ours, the least of the others beside it.
+    profile of ours, the least of the others beside it, also of those at a smaller ε, which are private at ours as well.
 
     Args:
         rows: from `measured`.
@@ -640,32 +640,28 @@ def distances_in_words(rows: pd.DataFrame) -> list[str]:
     for (dataset, profile), mine in found[found["method"] == OWN].groupby(["dataset", "profile"]):
         told = []
         for _, run in mine.sort_values("epsilon", ascending=False).iterrows():
-            here = others[(others["dataset"] == dataset) & (others["epsilon"] == run["epsilon"])]
-            missing = [_title(name) for name in TO_HALVE if name not in set(here["method"])]
+            allowed = (others["epsilon"] <= run["epsilon"]) & (others["delta"] <= run["delta"])
+            here = others[(others["dataset"] == dataset) & allowed]
             if here.empty:
                 continue
-            least = here.loc[here["fid_classifier"].idxmin()]
-            ours, theirs = DISTANCE.shown(run["fid_classifier"]), DISTANCE.shown(least["fid_classifier"])
+            names = set(here[here["epsilon"] == run["epsilon"]]["method"])
+            missing = [_title(name) for name in TO_HALVE if name not in names]
             without = f" ({_listed(missing)} not measured)" if missing else ""
-            at = f"at ε = {run['epsilon']:g}, {ours} against {theirs} of {least['title']}{without}"
-            told.append(f"{at}: {_halved(ours, theirs)}{_halved_when_finished(ours, here)}")
+            told.append(f"at ε = {run['epsilon']:g}, {_against_least(run, here, 'fid_classifier', without)}")
+            if (finished := here.dropna(subset="finished_fid_classifier")).size:
+                told[-1] += f" ({_against_least(run, finished, 'finished_fid_classifier', ' finished like ours')})"
         if told:
             sentences.append(f"{plots.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
     return sentences
 
 
-def _halved(ours: float, theirs: float) -> str:
-    return "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
-
-
-def _halved_when_finished(ours: float, others: pd.DataFrame) -> str:
-    """The verdict against the least of those others that were run with images finished like ours; empty for none."""
-    run = others.dropna(subset="finished_fid_classifier")
-    if run.empty:
-        return ""
-    least = run.loc[run["finished_fid_classifier"].idxmin()]
-    theirs = DISTANCE.shown(least["finished_fid_classifier"])
-    return f" (against {theirs} of {least['title']} finished like ours: {_halved(ours, theirs)})"
+def _against_least(own: pd.Series, others: pd.DataFrame, column: str, note: str) -> str:
+    """'x against y of A: halved', where A has the least distance of all, maybe at a smaller ε."""
+    least = others.loc[others[column].idxmin()]
+    ours, theirs = DISTANCE.shown(own["fid_classifier"]), DISTANCE.shown(least[column])
+    verdict = "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
+    smaller = f" at ε = {least['epsilon']:g}" if least["epsilon"] < own["epsilon"] else ""
+    return f"{ours} against {theirs} of {least['title']}{smaller}{note}: {verdict}"
 
 
 def _to_halve(rows: pd.DataFrame) -> pd.DataFrame:

@@ -131,7 +131,16 @@ def test_a_target_is_held_to_finished_rivals_as_well(fid, verdict):
     (plain,) = comparison.distances_in_words(measured(record(fid=20.0), merf))
     assert plain.endswith("90.0 of DP-MERF (DP-Sinkhorn and Class Gaussian not measured): halved.")
     (said,) = comparison.distances_in_words(measured(record(fid=20.0), merf, finished("dp-merf", fid=fid)))
-    assert said == plain.removesuffix(".") + f" (against {fid} of DP-MERF finished like ours: {verdict})."
+    assert said == plain.removesuffix(".") + f" (20.0 against {fid} of DP-MERF finished like ours: {verdict})."
+
+
+def test_what_is_private_at_a_smaller_budget_is_to_be_halved_at_a_larger_one():
+    runs = [record(fid=30.0), record("dp-merf", fid=200.0), record("dp-merf", 1.0, fid=50.0)]
+    (said,) = comparison.distances_in_words(measured(*runs))
+    missing = "(DP-Sinkhorn and Class Gaussian not measured)"
+    assert said == f"MNIST, quick: at ε = 10, 30.0 against 50.0 of DP-MERF at ε = 1 {missing}: less, not halved."
+    (said,) = comparison.distances_in_words(measured(record(epsilon=1.0, fid=30.0), *runs[1:]))
+    assert said == f"MNIST, quick: at ε = 1, 30.0 against 50.0 of DP-MERF {missing}: less, not halved."
 
 
 def test_finished_records_are_never_taken_for_plain_ones():
