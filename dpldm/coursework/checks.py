@@ -144,6 +144,44 @@ def has_std(values: Array, std: float) -> bool:
     return bool(abs(np.sqrt(np.mean(np.square(values))) / std - 1) <= STANDARD_ERRORS / math.sqrt(2 * values.size))
 
 
+def judge_noise(
+    points: float,
+    noise: Array,
+    asked: Sequence[tuple[tuple[int, ...], float]],
+    clip_norm: float,
+    noise_multiplier: float,
+    count: int,
+    expected: int,
+) -> Finding:
+    """Judge the noise (d,) in a sum of clipped rows by its size, and by what was asked of `normal`.
+
+    Args:
+        asked: shape and standard deviation of each draw.
+        count: of the rows; expected: the public number that a mean is divided by.
+    """
+    right, draws = noise_multiplier * clip_norm, sum(math.prod(shape) for shape, _ in asked)
+    if draws == 0:
+        return Finding(points, False, "No noise was drawn by normal(shape, std).")
+    if draws == 1:
+        return Finding(points, False, "One number of noise is shared by all coordinates: each needs its own.")
+    if draws > noise.size:
+        return Finding(points, False, "More noise is drawn than one release needs: is it added per row or per part?")
+    mistakes = {
+        "The noise multiplier is not the standard deviation: the sensitivity is missing.": noise_multiplier,
+        "Noise added after dividing has to be as much smaller as the mean is.": right * expected,
+        "The sensitivity is that of replacing a record, not of adding or removing one.": 2 * right,
+        "The sensitivity of a mean is used for noise that is added to a sum.": right / expected,
+        "The noise is divided by the number of rows, which is private.": right * expected / count,
+        "The sensitivity does not take part as it should: it is squared.": right * clip_norm,
+    }
+    if has_std(noise, right):
+        return Finding(points, True)
+    for sentence, wrong in mistakes.items():
+        if has_std(noise, wrong):
+            return Finding(points, False, sentence)
+    return Finding(points, False, "The noise has not the size that the noise multiplier says.")
+
+
 def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(shape) == len(wanted) and all(want in (None, size) for size, want in zip(shape, wanted, strict=True))
 

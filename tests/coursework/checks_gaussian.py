@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import stats
 
-from dpldm.coursework.checks import Finding, Student, close, has_std, judge, normal
+from dpldm.coursework.checks import Finding, Student, close, judge, judge_noise, normal
 from dpldm.privacy import gaussian_epsilon, gaussian_noise_multiplier
 
 DELTA = 1e-5
@@ -106,40 +106,7 @@ def private_mean(student: Student) -> Iterator[Finding]:
     yield judge(2, quiet, clipped.sum(axis=0) / expected, mistakes, "Without noise, this is not the mean asked for.")
     answer = student.call("private_mean", **settings, normal=normal(7))
     noise = (answer.array((size,)) - quiet) * expected
-    yield noise_finding(2, noise, answer.asked, clip_norm, noise_multiplier, count, expected)
-
-
-def noise_finding(
-    points: float,
-    noise: np.ndarray,
-    asked: tuple[tuple[tuple[int, ...], float], ...],
-    clip_norm: float,
-    noise_multiplier: float,
-    count: int,
-    expected: int,
-) -> Finding:
-    """Judge the noise (d,) in a sum by its size, and by what was asked of `normal`."""
-    right, draws = noise_multiplier * clip_norm, sum(math.prod(shape) for shape, _ in asked)
-    if draws == 0:
-        return Finding(points, False, "No noise was drawn by normal(shape, std).")
-    if draws == 1:
-        return Finding(points, False, "One number of noise is shared by all coordinates: each needs its own.")
-    if draws > noise.size:
-        return Finding(points, False, "More noise is drawn than one release needs: is it added per row?")
-    mistakes = {
-        "The noise multiplier is not the standard deviation: the sensitivity is missing.": noise_multiplier,
-        "Noise added after dividing has to be as much smaller as the mean is.": right * expected,
-        "The sensitivity is that of replacing a record, not of adding or removing one.": 2 * right,
-        "The sensitivity of a mean is used for noise that is added to a sum.": right / expected,
-        "The noise is divided by the number of rows, which is private.": right * expected / count,
-        "The sensitivity does not take part as it should: it is squared.": right * clip_norm,
-    }
-    if has_std(noise, right):
-        return Finding(points, True)
-    for sentence, wrong in mistakes.items():
-        if has_std(noise, wrong):
-            return Finding(points, False, sentence)
-    return Finding(points, False, "The noise has not the size that the noise multiplier says.")
+    yield judge_noise(2, noise, answer.asked, clip_norm, noise_multiplier, count, expected)
 
 
 def composed_epsilon(student: Student) -> Iterator[Finding]:
