@@ -71,7 +71,11 @@ def test_points_of_an_assignment_are_what_its_text_says(assignment):
         assert word in text
 
 
-@pytest.mark.parametrize("assignment", ALL, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "assignment",
+    [pytest.param(one, marks=[pytest.mark.slow] if one.name == "3-diffusion" else []) for one in ALL],
+    ids=lambda one: one.name,
+)
 def test_the_solution_gets_all_points_with_any_students_numbers(assignment):
     """Also: the points that a check can give are those that the notebook promises."""
     cells = [
