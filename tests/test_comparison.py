@@ -149,6 +149,7 @@ def test_finished_records_are_never_taken_for_plain_ones():
     assert comparison.commands_for_missing(alone, "mnist", "quick", [10.0])["DP-MERF at ε = 10"]
     table = results.table([record("dp-merf"), finished("dp-merf")])
     assert sorted(table["finished"]) == [False, True]
+    assert list(table.query("not finished")["records"]) == [(results.record_name(record("dp-merf")),)]
     lines = results.to_text(table).splitlines()
     assert sum("dp-merf, finished " in line for line in lines) == 1
 
