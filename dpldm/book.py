@@ -637,7 +637,7 @@ def _in_words(parameters: Mapping[str, Any]) -> str:
 
 def _site_inputs(root: Path) -> str:
     folders = [
-        ("book", "*"), ("executed", "*.ipynb"), (PACKAGE, "*.py"),
+        ("book", "*"), ("executed", "*.ipynb"), (PACKAGE, "*.py"), ("notebooks/coursework", "*.py"),
     ]  # fmt: skip
     files = [
         root / name for name in ("_config.yml", "_toc.yml", "requirements.lock", "CITATION.cff", "_build/book.pdf")

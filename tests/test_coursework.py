@@ -21,7 +21,7 @@ import pytest
 import submissions as prepared
 
 from dpldm.coursework import __main__ as command
-from dpldm.coursework import checks, grading, late, masters, release, reports, sandbox, submissions, worker
+from dpldm.coursework import checks, grading, late, masters, pages, release, reports, sandbox, submissions, worker
 from dpldm.coursework.checks import Answer, Broken, Finding, Student, judge
 from dpldm.coursework.masters import CourseworkError
 from dpldm.coursework.sandbox import Limits, Sandbox, Stopped
@@ -163,6 +163,23 @@ def test_a_master_with_a_cell_twice_or_without_points_is_refused(tmp_path):
     path.write_text(text.replace('"locked": true, "points": 3', '"locked": true, "points": 0'))
     with pytest.raises(CourseworkError, match="points above 0"):
         masters.read(path)
+
+
+def test_pages_of_the_book_show_questions_and_only_one_of_them_solutions():
+    book_pages = {path.stem: path.read_text() for path in (ROOT / "book" / "coursework").glob("*.md")}
+    assert set(book_pages) == {one.name for one in ALL} | {"index", "instructor", "solutions"}
+    made = {name: pages.filled(text, ALL) for name, text in book_pages.items()}
+    assert not any(pages.MARKER.search(text) for text in made.values())
+    for assignment in ALL:
+        assert f"# {assignment.title}" in made[assignment.name]
+        assert f"]({assignment.name}.md)" in made["index"]
+        public = masters.student_version(assignment)
+        secret = {line for text in masters.solutions(assignment) for line in release._lines(text)}
+        secret -= {line for cell in public.cells for line in release._lines(cell.source)}
+        assert secret
+        for line in secret:
+            assert line in made["solutions"]
+            assert line not in "".join(text for name, text in made.items() if name != "solutions")
 
 
 # ---- the checks ------------------------------------------------------------------------------------------------------

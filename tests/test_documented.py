@@ -74,7 +74,7 @@ def test_each_make_line_is_understood() -> None:
     for words in (words for words in typed() if words[0] == "make"):
         assert words[1] in targets[1].split()
         for setting in words[2:]:
-            assert re.fullmatch(r"(EPSILON|DATASET|SEED|PROFILE)=\S+", setting), words
+            assert re.fullmatch(r"(EPSILON|DATASET|SEED|PROFILE|SUBMISSIONS)=\S+", setting), words
 
 
 @pytest.fixture(scope="module")

@@ -134,18 +134,22 @@ def read_written(path: Path) -> dict[Key, Row]:
 
 def feedback(graded: Graded, title: str, total: Row, by_hand: Sequence[Row]) -> str:
     """A student's page: points and sentences, nothing of the hidden checks, nothing from elsewhere."""
-    lines = [f"<p>{html.escape(graded.student)}: <b>{total['total']:g} of {total['of']:g} points</b>"]
-    if total["complete"] == "no":
-        lines.append(" so far; written answers are not graded yet")
+    so_far = " so far; written answers are not graded yet" if total["complete"] == "no" else ""
     if total["late_days"]:
-        lines.append(f"; {total['late_days']} days late, {total['free_late_days']} of them free")
-    lines += [".</p>", "<table><thead><tr><th>Question</th><th>Points</th><th>What was found</th></tr></thead><tbody>"]
+        so_far += f"; {total['late_days']} days late, {total['free_late_days']} of them free"
+    points = f"<b>{total['total']:g} of {total['of']:g} points</b>"
+    lines = [
+        f"<p>{html.escape(graded.student)}: {points}{so_far}.</p>",
+        "<table><thead><tr><th>Question</th><th>Points</th><th>What was found</th></tr></thead><tbody>",
+    ]
     for result in graded.results:
         kind = "right" if result.points >= result.of else "part" if result.points > 0 else "wrong"
         said = "<br>".join(map(html.escape, result.sentences)) or "Right."
         lines.append(_row(kind, result.question, f"{result.points:g} / {result.of:g}", said))
     for row in by_hand:
-        kind, mark = "part", f"{row['points'] if row['points'] != '' else '…'} / {row['of']:g}"
+        share = float(row["points"] or 0) / float(row["of"])
+        kind = "right" if share == 1 else "part" if share or row["points"] == "" else "wrong"
+        mark = f"{row['points'] if row['points'] != '' else '…'} / {row['of']:g}"
         said = html.escape(row["comment"]) or ("Nothing was written." if not row["answer"] else "Graded by hand.")
         lines.append(_row(kind, row["question"], mark, said))
     lines.append("</tbody></table>")
