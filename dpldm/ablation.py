@@ -19,7 +19,7 @@ from dpldm.baselines import ClassGaussianSettings, RealImagesSettings
 from dpldm.compression import PCASettings
 from dpldm.experiment import Experiment, Folders
 from dpldm.mixture import MixtureSettings
-from dpldm.synthesis import SynthesisSettings
+from dpldm.settings import SynthesisSettings
 
 FOLDER = Path("runs/ablation")
 DEFAULT = "default"
@@ -87,7 +87,7 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
     if base.selects:  # what it costs goes back to the mixture, and the other way round
         off = replace(base.selection, candidates=1)
         selection = ("no-selection", "no private classifier that selects")
-        selected = paid_by_mixture(-base.selection_share, selection=off)
+        selected = paid_by_mixture(-base.shares["selection"], selection=off)
     else:
         on = replace(base.selection, candidates=3, share=half)
         selection, selected = ("selection", "a private classifier that selects"), paid_by_mixture(half, selection=on)
@@ -101,17 +101,20 @@ def variations(dataset: str, epsilon: float, profile: str = "quick", seed: int =
         views = ("two-views", "classifier sees images as they are, too", replace(base.selection, as_they_are=True))
     if base.moves:
         still = replace(base.transport, steps=0)
-        transport, moved = ("no-transport", "edges not moved"), paid_by_mixture(-base.transport_share, transport=still)
+        transport, moved = (
+            ("no-transport", "edges not moved"),
+            paid_by_mixture(-base.shares["transport"], transport=still),
+        )
     else:
         moving = replace(base.transport, steps=6, share=half)
         transport, moved = ("transport", "edges moved"), paid_by_mixture(half, transport=moving)
     if base.matches:
         matching = ("no-matching", "no matched decoders")
-        matched = paid_by_mixture(-base.matching_share, matching=replace(base.matching, steps=0))
+        matched = paid_by_mixture(-base.shares["matching"], matching=replace(base.matching, steps=0))
     else:  # in place of what is done to images of stage 1
         matching = ("matching", "matched decoders draw all images")
         plain = {"selection": replace(base.selection, candidates=1), "transport": replace(base.transport, steps=0)}
-        freed = base.selection_share + base.transport_share
+        freed = base.shares["selection"] + base.shares["transport"]
         fitted = replace(base.matching, steps=4 * base.fit.steps, share=freed or half)
         matched = paid_by_mixture(0.0 if freed else half, **plain, matching=fitted)
     if base.last.bend > 0:

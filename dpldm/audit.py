@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import bdtrc, expit, ndtri
 from torch import Tensor, nn
 
-from dpldm import compression, diffusion, mixture, synthesis, training
+from dpldm import compression, denoiser, diffusion, mixture, training
 from dpldm.baselines import ClassGaussianSettings, NoisedLatents
 from dpldm.privacy import (
     Allowance,
@@ -40,7 +40,8 @@ from dpldm.privacy import (
     gaussian_noise_multiplier,
     watched,
 )
-from dpldm.synthesis import LatentDiffusion, SynthesisSettings
+from dpldm.settings import SynthesisSettings
+from dpldm.synthesis import LatentDiffusion
 from dpldm.training import FitSettings
 
 CONFIDENCE = 0.95
@@ -488,7 +489,7 @@ def model_scores(synthesizer: LatentDiffusion, examples: Examples, draws: int = 
         random = torch.Generator().manual_seed(seed)
 
         def denoise(noisy: Tensor, sigma: Tensor, labels: Tensor = labels) -> Tensor:
-            return synthesis._denoise(base, network, noisy, sigma, labels)
+            return denoiser.denoise(base, network, noisy, sigma, labels)
 
         scores.append(-diffusion.denoising_loss(denoise, part, settings.levels, draws, random))
     return torch.cat(scores)
@@ -804,7 +805,7 @@ def _reading_b(
     noised.fit(data)
     result = _unfitted(data, _two_stages(settings), spec, seed)
     result.compressor, result.mixture = noised.compressor, noised.mixture
-    result._build_network()  # starts at zero: what noise this strong leaves of the latents is their Gaussian
+    result.diffusion.build_network()  # starts at zero: what noise this strong leaves of the latents is their Gaussian
     return result, data.ledger.epsilon(spec.delta)
 
 

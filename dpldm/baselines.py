@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dpldm import compression, embedding, mixture, training
 from dpldm.compression import CompressionSettings, PCASettings, RefinedPCASettings, Shape
 from dpldm.denoiser import one_hot
+from dpldm.drawing import FINISHING_SEED
 from dpldm.embedding import RandomFeatures
 from dpldm.finishing import FinishedLater
 from dpldm.matching import Generator
@@ -33,7 +34,7 @@ from dpldm.privacy import (
     gaussian_noise_multiplier,
     release,
 )
-from dpldm.synthesis import FINISHING_SEED, SamplingSettings
+from dpldm.settings import SamplingSettings
 
 BATCH = 5_000  # images drawn at a time
 
@@ -298,7 +299,7 @@ def _gaussian_per_class(
     variance = (mechanism.sensitivity * mechanism.noise_multiplier) ** 2
     moments = moments - variance * counts[:, None, None] * torch.eye(latents.shape[1])
     std = variance * math.sqrt(float(counts.mean()))  # of an entry of the sum of noise · noiseᵀ
-    return mixture._mixture(counts[:, None], (sums / counts[:, None])[:, None], moments, 0.0, std, floor)
+    return mixture.from_moments(counts[:, None], (sums / counts[:, None])[:, None], moments, 0.0, std, floor)
 
 
 # --- DP-MERF ----------------------------------------------------------------------------------------------------------

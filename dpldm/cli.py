@@ -18,7 +18,7 @@ from dpldm import __version__
 
 if TYPE_CHECKING:
     from dpldm.experiment import Experiment
-    from dpldm.synthesis import SamplingSettings
+    from dpldm.settings import SamplingSettings
 
 FAILED, INTERRUPTED = 2, 130
 

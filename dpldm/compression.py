@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dpldm import training
-from dpldm.privacy import Allowance, NoiseSource, PrivateData, clip_rows, release
+from dpldm.privacy import Allowance, Mechanism, NoiseSource, PrivateData, clip_rows, release
 from dpldm.training import FitSettings
 
 STAGE = "compression"
@@ -27,6 +27,13 @@ class Compressor(Protocol):
 
     public_data: str | None
     dim: int
+
+    @property
+    def steps(self) -> int:
+        """How many steps `fit` yields."""
+
+    def planned(self, allowance: Allowance, n: int) -> list[Mechanism]:
+        """What `fit` to ``n`` images will charge, in order."""
 
     def fit(
         self, data: PrivateData, allowance: Allowance, noise: NoiseSource, random: torch.Generator
@@ -106,25 +113,33 @@ class PrivatePCA:
         grid = coefficients.view(-1, self.shape[0], self.frequencies, self.frequencies)
         return torch.einsum("fh,ncfg,gw->nchw", basis, grid, basis)
 
+    steps = 2
+
+    def planned(self, allowance: Allowance, n: int) -> list[Mechanism]:
+        """The two mechanisms that `fit` will charge."""
+        root, share = math.sqrt(math.prod(self.shape)), self.settings.mean_share
+        second = (self.settings.clip_norm * root) ** 2
+        return [
+            allowance.part(share).mechanism("image mean", STAGE, sensitivity=0.5 * root),
+            allowance.part(1 - share).mechanism("image second moments", STAGE, sensitivity=second),
+        ]
+
     def fit(
         self, data: PrivateData, allowance: Allowance, noise: NoiseSource, random: torch.Generator
     ) -> Iterator[int]:
         """Two one-shot releases; yields the number done."""
-        root = math.sqrt(math.prod(self.shape))
-        mechanism = allowance.part(self.settings.mean_share).mechanism("image mean", STAGE, sensitivity=0.5 * root)
+        mechanism, of_moments = self.planned(allowance, len(data))
         images, _ = data.read(mechanism)
         total = clip_rows(self._coefficients(images), mechanism.sensitivity).double().sum(0)
         self.mean = (release(total, mechanism, noise) / len(data)).float()
         yield 1
 
-        radius = self.settings.clip_norm * root
-        part = allowance.part(1 - self.settings.mean_share)
-        mechanism = part.mechanism("image second moments", STAGE, sensitivity=radius**2)
-        images, _ = data.read(mechanism)
+        radius = self.settings.clip_norm * math.sqrt(math.prod(self.shape))
+        images, _ = data.read(of_moments)
         # float64: rounding in a float32 sum over all images is in the order of what one image may change
         centred = clip_rows(self._coefficients(images) - self.mean, radius).double()
-        moments = release(centred.T @ centred, mechanism, noise)
-        noise_std = mechanism.sensitivity * mechanism.noise_multiplier / len(data)
+        moments = release(centred.T @ centred, of_moments, noise)
+        noise_std = of_moments.sensitivity * of_moments.noise_multiplier / len(data)
         self._keep((moments + moments.T) / 2 / len(data), noise_std)
         yield 2
 
@@ -208,6 +223,16 @@ class RefinedPCA:
     def dim(self) -> int:
         return self.pca.dim
 
+    @property
+    def steps(self) -> int:
+        return self.pca.steps + self.settings.fit.steps
+
+    def planned(self, allowance: Allowance, n: int) -> list[Mechanism]:
+        """What `fit` to ``n`` images will charge: the mechanisms of the PCA and DP-SGD."""
+        fit, share = self.settings.fit, self.settings.decoder_share
+        gradients = allowance.part(share).sgd("decoder gradients", STAGE, n, fit.batch, fit.steps, fit.clip_norm)
+        return [*self.pca.planned(allowance.part(1 - share), n), gradients]
+
     def _build(self) -> Perceptron:
         self.network = Perceptron(self.dim, self.settings.width, len(self.pca.mean), zero=True)
         return self.network
@@ -217,8 +242,7 @@ class RefinedPCA:
     ) -> Iterator[int]:
         yield from self.pca.fit(data, allowance.part(1 - self.settings.decoder_share), noise, random)
         settings = self.settings.fit
-        part = allowance.part(self.settings.decoder_share)
-        mechanism = part.sgd("decoder gradients", STAGE, len(data), settings.batch, settings.steps, settings.clip_norm)
+        *_, mechanism = self.planned(allowance, len(data))
         images, _ = data.read(mechanism)
         latents = self.pca.encode(images)
         missing = self.pca._coefficients(images) - self.pca._coefficients(self.pca.project(latents))
@@ -275,6 +299,17 @@ class Autoencoder:
             {"encoder": Perceptron(size, width, self.dim), "decoder": Perceptron(self.dim, width, size)}
         )
 
+    @property
+    def steps(self) -> int:
+        return self.settings.fit.steps
+
+    def planned(self, allowance: Allowance, n: int) -> list[Mechanism]:
+        """What `fit` to ``n`` images will charge: DP-SGD, or nothing where only public images are seen."""
+        fit = self.settings.fit
+        if self.public_data:
+            return []
+        return [allowance.sgd("autoencoder gradients", STAGE, n, fit.batch, fit.steps, fit.clip_norm)]
+
     def _encode(self, network: Any, images: Tensor) -> Tensor:
         code = network["encoder"](images.flatten(1) - 0.5)
         return code / code.square().mean(1, keepdim=True).add(1e-6).sqrt()
@@ -287,9 +322,7 @@ class Autoencoder:
             images = procedural_images(self.settings.public_images, self.shape, random)
             yield from training.fit_ordinary(self.network, self._loss(images), len(images), settings, random)
             return
-        mechanism = allowance.sgd(
-            "autoencoder gradients", STAGE, len(data), settings.batch, settings.steps, settings.clip_norm
-        )
+        (mechanism,) = self.planned(allowance, len(data))
         images, _ = data.read(mechanism)
         yield from training.fit(self.network, self._loss(images), len(data), mechanism, settings, noise, random)
 

@@ -1,9 +1,13 @@
-"""The network of stage 2. Every layer is an ``nn.Linear``, for which Opacus has exact per-example gradient norms."""
+"""The denoiser of stage 2: that of a mixture, and a network that corrects it.
+
+Every layer of the network is an ``nn.Linear``, for which Opacus has exact per-example gradient norms.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from dpldm.diffusion import precondition
+from dpldm.mixture import Mixture
 
 
 class ResidualMLP(nn.Module):
@@ -41,3 +45,20 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     [[0.0, 1.0], [0.0, 0.0]]
     """
     return nn.functional.one_hot(labels, num_classes + 1)[:, :num_classes].float()
+
+
+def denoise(base: Mixture, network: nn.Module, noisy: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+    """The mixture's exact denoiser plus the network's correction.
+
+    Args:
+        noisy: latents (B, …, dim) with noise of standard deviation ``sigma`` (B, …, 1).
+        classes: (B,); the number of classes means "no class".
+
+    Returns:
+        Clean latents as they are estimated, (B, …, dim).
+    """
+    with torch.no_grad():
+        estimate = base.denoise(noisy, sigma, classes)
+    hot = one_hot(classes, base.num_classes)
+    hot = hot.view(len(hot), *[1] * (noisy.dim() - 2), -1).expand(*noisy.shape[:-1], -1)
+    return estimate + precondition(sigma).out * network(noisy, estimate, sigma, hot)

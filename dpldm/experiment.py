@@ -38,7 +38,8 @@ from dpldm.finishing import unfinished
 from dpldm.methods import METHODS, PROFILES, MethodSettings, Synthesizer
 from dpldm.privacy import Ledger, Mechanism, PrivacySpec, PrivateData
 from dpldm.results import RecordError, StageFolder
-from dpldm.synthesis import LatentDiffusion, SamplingSettings
+from dpldm.settings import SamplingSettings
+from dpldm.synthesis import LatentDiffusion
 
 SAMPLES = "samples"
 GRID_COLUMNS = 10  # images of each class on a sample grid

@@ -24,7 +24,7 @@ from dpldm.baselines import NetworkBaseline
 from dpldm.denoiser import one_hot
 from dpldm.finishing import FinishedLater
 from dpldm.privacy import Mechanism, NoiseSource, PrivacySpec, PrivateData, clip_rows, release
-from dpldm.synthesis import SamplingSettings
+from dpldm.settings import SamplingSettings
 
 STAGE = "generator"
 Shape = tuple[int, int, int]

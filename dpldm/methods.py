@@ -10,7 +10,8 @@ from dpldm import baselines, generators, pixel
 from dpldm.evaluation import EVALUATION, EvaluationSettings
 from dpldm.finishing import Finishing, FinishSettings
 from dpldm.privacy import PrivateData
-from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
+from dpldm.settings import SamplingSettings, SynthesisSettings, smoke
+from dpldm.synthesis import LatentDiffusion
 
 
 class Synthesizer(Protocol):

@@ -167,7 +167,7 @@ def fit_mixture(
         least = max(1.0, sum_std / count_scale)
         counts = (sums[..., -1] / count_scale).clamp_min(least)
         means = clip_rows((sums[..., :-1] / counts[..., None]).flatten(0, 1), radius).view(*counts.shape, dim)
-        return _mixture(counts, means, moments, sum_std, moment_std, settings.floor)
+        return from_moments(counts, means, moments, sum_std, moment_std, settings.floor)
 
     mixture = estimate(latents.new_ones(len(latents), 1))
     if settings.components > 1 and settings.iterations > 1:
@@ -191,9 +191,17 @@ def _symmetric_noise(moments: Tensor, mechanism: Mechanism, noise: NoiseSource) 
     return (noisy + noisy.mT).float() / 2
 
 
-def _mixture(
+def from_moments(
     counts: Tensor, means: Tensor, moments: Tensor, sum_std: float, moment_std: float, floor: float
 ) -> Mixture:
+    """A mixture from noisy statistics: post-processing.
+
+    Args:
+        counts: (classes, components), above 0. means: (classes, components, dim).
+        moments: second moments Σ z zᵀ of every class (classes, dim, dim), symmetric.
+        sum_std, moment_std: standard deviation of the noise in an entry of the sums and of the second moments.
+        floor: least variance in any direction.
+    """
     totals, dim = counts.sum(1), means.shape[-1]
     weights = counts / totals[:, None]
     between = torch.einsum("ck,cki,ckj->cij", weights, means, means)

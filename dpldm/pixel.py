@@ -20,7 +20,7 @@ from dpldm.denoiser import one_hot
 from dpldm.diffusion import NoiseLevels
 from dpldm.finishing import FinishedLater
 from dpldm.privacy import Mechanism, PrivacySpec, PrivateData
-from dpldm.synthesis import SamplingSettings
+from dpldm.settings import SamplingSettings
 from dpldm.training import FitSettings
 
 STAGE = "diffusion"

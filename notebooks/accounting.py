@@ -28,16 +28,13 @@ from pathlib import Path
 import pandas as pd
 from myst_nb import glue
 
-from dpldm import embedding, plots, results
+from dpldm import plots, results
 from dpldm.methods import settings_for
-from dpldm.mixture import mechanisms as mixture_mechanisms
 from dpldm.privacy import (
-    Allowance,
     Ledger,
     Mechanism,
     PrivacySpec,
     budget_shares,
-    calibrate,
     from_record,
     gaussian_epsilon,
     gaussian_noise_multiplier,
@@ -46,6 +43,7 @@ from dpldm.privacy import (
     to_record,
     with_more_epochs,
 )
+from dpldm.synthesis import LatentDiffusion
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -65,29 +63,10 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 
 # %%
 def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
-    """The `privacy` of a run with the profile's settings on ``n`` images, without the run."""
-    settings = settings_for(profile, dataset, epsilon)
-    whole = Allowance(gaussian_noise_multiplier(epsilon, delta), delta)
-    mixture = whole.part(settings.mixture_share)
-    releases = [
-        whole.part(settings.compression_share).mechanism("image statistics", "compression", 1.0),
-        mixture.part(0.5).mechanism("latent second moments", "diffusion", 1.0),
-        mixture.part(0.5).mechanism("latent sums", "diffusion", 1.0, settings.mixture.iterations),
-    ]
-    if settings.selects:
-        selector = whole.part(settings.selection_share)
-        releases.append(selector.mechanism("selector gradients", "selection", 1.0, settings.selection.steps))
-    if settings.moves:
-        edges = whole.part(settings.transport_share)
-        releases += mixture_mechanisms(settings.transport.dim, settings.transport.moments, edges, "transport", "energy")
-    if settings.matches:
-        releases.append(
-            embedding.mechanism(whole.part(settings.matching_share), "matching", settings.matching.count_scale)
-        )
-    fit = settings.fit
-    gradients = Mechanism("denoiser gradients", "diffusion", 1.0, min(1.0, fit.batch / n), fit.steps, fit.clip_norm)
-    ledger = Ledger([*releases, calibrate(releases, gradients, epsilon, delta)])
-    return to_record(PrivacySpec(epsilon, delta), ledger)
+    """The `privacy` of a run with the profile's settings on ``n`` images, without the run: each stage says its part."""
+    spec = PrivacySpec(epsilon, delta)
+    model = LatentDiffusion((1, 28, 28), 10, settings_for(profile, dataset, epsilon), spec, seed)
+    return to_record(spec, Ledger(model.planned(n)))
 
 
 def is_ours(record: dict) -> bool:

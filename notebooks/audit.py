@@ -51,7 +51,7 @@ from dpldm.privacy import (
     watched,
 )
 from dpldm.selection import SelectionSettings
-from dpldm.synthesis import SynthesisSettings, smoke
+from dpldm.settings import SynthesisSettings, smoke
 from dpldm.training import FitSettings
 from dpldm.transport import TransportSettings
 

@@ -248,7 +248,7 @@ print("at the very end:", settings.last)
 
 # %%
 shown = classes.repeat(3)
-before = synthesizer._selected(shown, seed + 3, settings.sampling, synthesizer._stage_1)
+before = synthesizer.drawing.selected(shown, seed + 3, settings.sampling, synthesizer.drawing.stage_1)
 moves, edges = settings.moves, settings.transport.dim
 after = synthesizer.transport.move(before, shown) if moves else before
 glue("edge-features", edges, display=False)

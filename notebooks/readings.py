@@ -37,7 +37,7 @@ from dpldm.compression import PCASettings
 from dpldm.experiment import balanced_labels
 from dpldm.methods import PROFILES, settings_for
 from dpldm.privacy import PrivacySpec
-from dpldm.synthesis import SynthesisSettings, smoke
+from dpldm.settings import SynthesisSettings, smoke
 from dpldm.training import FitSettings
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts

@@ -56,7 +56,8 @@ from dpldm.privacy import (
     watched,
 )
 from dpldm.selection import SelectionSettings
-from dpldm.synthesis import LatentDiffusion, SynthesisSettings, smoke
+from dpldm.settings import SynthesisSettings, smoke
+from dpldm.synthesis import LatentDiffusion
 from dpldm.training import FitSettings
 from dpldm.transport import TransportSettings
 

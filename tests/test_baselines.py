@@ -18,11 +18,11 @@ from torch import Tensor
 from dpldm import baselines, cli, experiment, methods, privacy, results, sweep
 from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
 from dpldm.cli import main
+from dpldm.drawing import FINISHING_SEED
 from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run, to_json
 from dpldm.finishing import FinishedLater, Finishing, FinishSettings
 from dpldm.methods import METHODS
 from dpldm.privacy import Ledger, PrivacySpec, PrivateData, watched
-from dpldm.synthesis import FINISHING_SEED
 
 SHAPE, CLASSES = (1, 12, 12), 3
 PRIVATE = [name for name, method in METHODS.items() if method.private]

@@ -6,7 +6,7 @@ import torch
 from dpldm import compression
 from dpldm.compression import CompressionSettings, PCASettings, PrivatePCA
 from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData
-from dpldm.synthesis import SynthesisSettings, smoke
+from dpldm.settings import SynthesisSettings, smoke
 
 SHAPES = [(1, 8, 8), (1, 15, 15), (3, 16, 16), (1, 64, 64)]
 TINY = smoke(SynthesisSettings()).compression

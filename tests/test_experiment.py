@@ -26,7 +26,7 @@ from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Sto
 from dpldm.finishing import FinishSettings
 from dpldm.privacy import PrivacyError, PrivateData
 from dpldm.results import RecordError
-from dpldm.synthesis import SamplingSettings, SynthesisSettings
+from dpldm.settings import SamplingSettings, SynthesisSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 FIT = ["compression", "diffusion", "selection", "transport"]

@@ -12,7 +12,7 @@ from dpldm import pixel
 from dpldm.diffusion import NoiseLevels, precondition
 from dpldm.pixel import PixelDiffusion, PixelDiffusionSettings, PixelUNet, pixel_settings
 from dpldm.privacy import Ledger, Mechanism, NoiseSource, PrivacyError, PrivacySpec, PrivateData
-from dpldm.synthesis import SamplingSettings
+from dpldm.settings import SamplingSettings
 from dpldm.training import FitSettings, fit_private
 
 SHAPE = (1, 8, 8)

@@ -14,7 +14,7 @@ from dpldm import experiment, methods, privacy, results
 from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, run
 from dpldm.privacy import NoiseSource, Release, watched
 from dpldm.selection import SelectionSettings
-from dpldm.synthesis import SynthesisSettings
+from dpldm.settings import SynthesisSettings
 from dpldm.transport import TransportSettings
 
 PRIVATE = [name for name, method in methods.METHODS.items() if method.private]

@@ -10,7 +10,8 @@ from dpldm.finishing import FinishSettings, raise_contrast
 from dpldm.matching import MatchingSettings
 from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData
 from dpldm.selection import Selector
-from dpldm.synthesis import LatentDiffusion, SamplingSettings, SynthesisSettings, smoke
+from dpldm.settings import SamplingSettings, SynthesisSettings, smoke
+from dpldm.synthesis import LatentDiffusion
 
 TINY = smoke(SynthesisSettings())
 FIVE = PrivacySpec(epsilon=5.0)
@@ -207,8 +208,8 @@ def test_a_released_image_is_the_first_of_its_candidates_that_the_private_classi
     synthesizer = unmoved(private[0])
     images, labels = draw(synthesizer, 300)
     rounds = synthesizer.settings.selection.candidates
-    start, random = synthesizer._start(rounds * 300, 0)  # one seed decides all candidates
-    *_, latents = synthesizer._walk(labels.repeat(rounds), start, random, None)
+    start, random = synthesizer.drawing.start(rounds * 300, 0)  # one seed decides all candidates
+    *_, latents = synthesizer.drawing.walk(labels.repeat(rounds), start, random, None)
     candidates = synthesizer.compressor.decode(latents)
     guesses = synthesizer.selector.logits(candidates).argmax(1).view(rounds, -1)
     candidates = candidates.unflatten(0, (rounds, -1))
@@ -322,7 +323,7 @@ def test_seed_decides_the_first_weights_of_an_autoencoder():
 def test_untrained_network_samples_the_mixture_itself():
     """The last layer starts at zero, so before any gradient step the diffusion is exactly the private mixture."""
     synthesizer, _ = fitted(spec=None)
-    synthesizer._build_network()
+    synthesizer.diffusion.build_network()
     labels = torch.zeros(4000, dtype=torch.int64)
     sampling = SamplingSettings(steps=30)
     *_, latents = synthesizer.sample_latents(labels, 0, sampling)
