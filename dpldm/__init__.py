@@ -23,7 +23,7 @@ EXPORTS = {  # name -> the module that has it
     "load_own": "data",
     "load_synthesizer": "experiment",
     "run": "experiment",
-    "settings_for": "methods",
+    "settings_for": "recipes",
 }
 
 

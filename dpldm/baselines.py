@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from dpldm import compression, embedding, mixture, training
-from dpldm.compression import CompressionSettings, PCASettings, RefinedPCASettings, Shape
+from dpldm import compression, embedding, mixture, recipes, training
+from dpldm.compression import CompressionSettings, PCASettings, Shape
 from dpldm.denoiser import one_hot
 from dpldm.drawing import FINISHING_SEED
 from dpldm.embedding import RandomFeatures
@@ -176,17 +176,16 @@ class ClassGaussianSettings(FinishedLater):
 
 
 def class_gaussian_settings(profile: str, dataset: str, epsilon: float | None) -> ClassGaussianSettings:
-    """The settings in a profile; the data set makes no difference.
+    """The settings in a profile: stage 1 and moments of the recipes, the same for every data set.
 
-    A bound has to follow the budget: where there is little noise images are hardly clipped, where there is more a
-    tighter bound means less of it, and fewer dimensions and frequencies are kept. Chosen on a validation split (the
-    last 10,000) of both sets' training images, seed 1, by the Fréchet distance at ε = 10 and 1 and by accuracy at 0.2,
-    where wider bounds bring the distance down and cost accuracy; between these the nearest one's are taken.
+    Chosen on a validation split (the last 10,000) of both sets' training images, seed 1, by the Fréchet distance at
+    ε = 10 and 1 and by accuracy at 0.2, where wider bounds bring the distance down and cost accuracy; between these the
+    nearest one's are taken.
     """
-    if profile == "smoke" or (epsilon is not None and epsilon < 0.45):
+    if profile == "smoke":
         return noised_latents_settings(profile, dataset, epsilon)
-    pca = PCASettings(dim=40) if epsilon is not None and epsilon < 3 else PCASettings(clip_norm=0.35)
-    return ClassGaussianSettings(CompressionSettings(pca=pca, refined=RefinedPCASettings(pca=pca)))
+    chosen = recipes.band(epsilon)
+    return ClassGaussianSettings(recipes.stage_1(recipes.PCA[chosen]), recipes.MIXTURE[chosen])
 
 
 def noised_latents_settings(profile: str, dataset: str, epsilon: float | None) -> ClassGaussianSettings:
@@ -194,10 +193,9 @@ def noised_latents_settings(profile: str, dataset: str, epsilon: float | None) -
     pca = PCASettings()
     if profile == "smoke":
         pca = PCASettings(dim=8, frequencies=8)
-    elif epsilon is not None and epsilon < 0.45:
-        pca = PCASettings(24, 12, clip_norm=0.18)
-    stage_1 = CompressionSettings(pca=pca, refined=RefinedPCASettings(pca=pca))
-    return ClassGaussianSettings(stage_1, MixtureSettings(1, 1, clip_norm=0.9, moment_share=0.85))
+    elif recipes.band(epsilon) == "scarce":
+        pca = recipes.PCA["scarce"]
+    return ClassGaussianSettings(recipes.stage_1(pca), recipes.MIXTURE["scarce"])
 
 
 class ClassGaussian(Rival):

@@ -180,7 +180,7 @@ def _changed(settings: Any, given: argparse.Namespace, epsilon: float | None) ->
     if sampling := _sampling(settings, given, given.method):
         settings = replace(settings, sampling=sampling)
     if given.finished:
-        from dpldm.methods import finishing_for
+        from dpldm.recipes import finishing_for
 
         needs("finishing", "--finished")
         settings = replace(settings, finishing=finishing_for(str(given.dataset or given.data), epsilon))
@@ -346,8 +346,9 @@ def _publish(given: argparse.Namespace) -> None:
 
 def _audit(given: argparse.Namespace) -> None:
     from dpldm import audit, data
-    from dpldm.methods import PROFILES, settings_for
+    from dpldm.methods import PROFILES
     from dpldm.privacy import PrivacyError, PrivacySpec
+    from dpldm.recipes import settings_for
 
     if given.profile not in PROFILES:
         raise ValueError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")

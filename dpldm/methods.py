@@ -1,4 +1,4 @@
-"""The methods by name, and what a profile makes of each: how much work, and which settings."""
+"""The methods by name, and how much work a profile is."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, replace
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from dpldm import baselines, generators, pixel
 from dpldm.evaluation import EVALUATION, EvaluationSettings
-from dpldm.finishing import Finishing, FinishSettings
 from dpldm.privacy import PrivateData
-from dpldm.settings import SamplingSettings, SynthesisSettings, smoke
+from dpldm.recipes import settings_for
+from dpldm.settings import SamplingSettings, SynthesisSettings
 from dpldm.synthesis import LatentDiffusion
 
 
@@ -69,80 +69,6 @@ PROFILES: dict[str, Profile] = {
     "quick": Profile(None, 60_000, EVALUATION["quick"]),
     "paper": Profile(None, 60_000, EVALUATION["paper"]),
 }
-
-
-def settings_for(profile: str, dataset: str, epsilon: float | None) -> SynthesisSettings:
-    """The synthesizer's settings in a profile; quick and paper make the same images and differ in how they are scored.
-
-    ``epsilon`` None: without privacy, or with the noise given instead.
-    """
-    if profile == "smoke":
-        return smoke(SynthesisSettings())
-    return _fit_for(dataset, epsilon)
-
-
-def _fit_for(dataset: str, epsilon: float | None) -> SynthesisSettings:
-    """What depends on the data set and ε: stage 1 and the moments are those of the class-Gaussian baseline.
-
-    Chosen with a CNN and the Fréchet distance on a validation split (the last 10,000) of both sets' training images,
-    seed 1. Pen strokes may be bent and are either ink or paper: general knowledge that is worth a point on digits.
-    Bending garments costs some; a little sharpening helps them and more does not. Contrast at the very end brings
-    garments nearer to the real ones and costs the CNN more the longer it is trained; half of them with it and half
-    without, or at a smaller ε an amount of its own for each, teach more than either. Garments also gain where DP-SGD
-    gets half of what the mixture had and the decoder is refined with a part of it. The classifier that selects takes
-    fewer steps where each of them is noisier; where it sees real images as they are as well, pushing ours up its
-    gradient brings them nearer to the real ones. Of the edges, the more features are moved and the less they are
-    clipped, the less noise there is. Below ε of about a half the classifier knows less than the density does, and the
-    edges' covariances are mostly noise; decoders that match a mean embedding draw better images there than stage 1 with
-    all of that, so they draw all of them. Above it they draw half of the digits, which brings digits much nearer to the
-    real ones and costs the CNN next to nothing; where they draw more, CNNs learn less.
-    """
-    alone = baselines.class_gaussian_settings("quick", dataset, epsilon)
-    chosen = SynthesisSettings(compression=alone.compression, mixture=alone.mixture)
-    much, enough = epsilon is None or epsilon >= 3, epsilon is None or epsilon >= 0.45
-    if dataset == "mnist":
-        chosen = replace(chosen, finish=FinishSettings(contrast=20.0), last=FinishSettings(bend=1.0, contrast=14.0))
-    elif dataset == "fashion_mnist":
-        last = FinishSettings(contrast=12.0 if much else 20.0, contrast_share=0.5)
-        if enough and not much:
-            last = FinishSettings(contrast=30.0, contrast_varies=True)
-        chosen = replace(chosen, finish=FinishSettings(sharpen=0.4), last=last)
-    selection, transport, matching = chosen.selection, chosen.transport, chosen.matching
-    if enough:
-        selection = replace(selection, as_they_are=True, push=1.0, steps=120)
-    if much:
-        transport = replace(transport, moments=replace(transport.moments, clip_norm=1.6))
-    elif enough:
-        selection, transport = replace(selection, steps=40), replace(transport, dim=60)
-    else:
-        selection, transport = replace(selection, candidates=1), replace(transport, steps=0)
-        matching, chosen = replace(matching, steps=1_000, share=0.55), replace(chosen, mixture_share=0.25)
-    if dataset == "mnist" and enough:
-        selection, transport = replace(selection, share=0.2), replace(transport, share=0.2)
-        matching = replace(matching, steps=1_000, share=0.2, image_share=0.5)
-        chosen = replace(chosen, mixture_share=0.2)
-    chosen = replace(chosen, selection=selection, transport=transport, matching=matching)
-    if dataset == "fashion_mnist" and enough:
-        chosen = replace(chosen, mixture_share=chosen.mixture_share / 2)
-        share = chosen.compression_share + chosen.diffusion_share / 2
-        return replace(chosen, compression=replace(chosen.compression, kind="refined-pca"), compression_share=share)
-    return chosen
-
-
-def finishing_for(dataset: str, epsilon: float | None) -> Finishing:
-    """What this book's images of a data set get at ε beside what is private, for the images of other methods.
-
-    Ours get ``finish`` where stage 1 decodes them, and all of them ``last``; so as large a share gets it here.
-
-    Raises:
-        ValueError: for other images nothing is done.
-    """
-    ours = _fit_for(dataset, epsilon)
-    share = 1 - ours.matching.image_share if ours.matches else 1.0
-    found = Finishing(ours.finish, share, ours.last)
-    if found == Finishing():
-        raise ValueError(f"images of {dataset} are not finished: expected mnist or fashion_mnist, or leave it out")
-    return found
 
 
 METHODS: dict[str, Method] = {

@@ -29,7 +29,6 @@ import pandas as pd
 from myst_nb import glue
 
 from dpldm import plots, results
-from dpldm.methods import settings_for
 from dpldm.privacy import (
     Ledger,
     Mechanism,
@@ -43,6 +42,7 @@ from dpldm.privacy import (
     to_record,
     with_more_epochs,
 )
+from dpldm.recipes import settings_for
 from dpldm.synthesis import LatentDiffusion
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts

@@ -37,7 +37,7 @@ from dpldm import audit, data, plots, training
 from dpldm.audit import Examples, LowerBound
 from dpldm.compression import PCASettings
 from dpldm.experiment import balanced_labels
-from dpldm.methods import PROFILES, settings_for
+from dpldm.methods import PROFILES
 from dpldm.mixture import MixtureSettings
 from dpldm.privacy import (
     Allowance,
@@ -50,6 +50,7 @@ from dpldm.privacy import (
     gaussian_noise_multiplier,
     watched,
 )
+from dpldm.recipes import settings_for
 from dpldm.selection import SelectionSettings
 from dpldm.settings import SynthesisSettings, smoke
 from dpldm.training import FitSettings

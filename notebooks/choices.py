@@ -31,7 +31,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from myst_nb import glue
 
-from dpldm import ablation, comparison, experiment, methods, pipeline, plots
+from dpldm import ablation, comparison, experiment, pipeline, plots, recipes
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -48,7 +48,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # the network starts from, is cut in half:
 
 # %%
-base = methods.settings_for(profile, dataset, epsilon)
+base = recipes.settings_for(profile, dataset, epsilon)
 starved = replace(base, mixture_share=base.mixture_share / 2)
 f"of the budget to DP-SGD: {base.diffusion_share:.0%}, then {starved.diffusion_share:.0%}"
 

@@ -32,8 +32,9 @@ import torch
 from myst_nb import glue
 
 from dpldm import compression, data, plots
-from dpldm.methods import PROFILES, settings_for
+from dpldm.methods import PROFILES
 from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
+from dpldm.recipes import settings_for
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")

@@ -35,8 +35,9 @@ from dpldm import audit, data, evaluation, plots
 from dpldm.audit import Examples
 from dpldm.compression import PCASettings
 from dpldm.experiment import balanced_labels
-from dpldm.methods import PROFILES, settings_for
+from dpldm.methods import PROFILES
 from dpldm.privacy import PrivacySpec
+from dpldm.recipes import settings_for
 from dpldm.settings import SynthesisSettings, smoke
 from dpldm.training import FitSettings
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm import ablation, cli, data, evaluation, experiment, methods, results
+from dpldm import ablation, cli, data, evaluation, experiment, methods, recipes, results
 from dpldm.ablation import AblationError
 from dpldm.compression import PrivatePCA
 from dpldm.data import ImageData
@@ -49,7 +49,7 @@ def measured(folder, *only, epsilon=5.0, **options):
 def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, epsilon):
     found = ablation.variations(dataset, epsilon, profile)
     base = found[ablation.DEFAULT].experiment.settings
-    assert base == methods.settings_for(profile, dataset, epsilon)
+    assert base == recipes.settings_for(profile, dataset, epsilon)
     changed = {
         name: {key for key, value in asdict(base).items() if asdict(row.experiment.settings)[key] != value}
         for name, row in found.items()
@@ -181,7 +181,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_rows_of_other_settings_are_measured_again(tmp_path, monkeypatch):
     made, _ = measured(tmp_path, "mixture-alone", "real")
-    before, settings_for = made["rows"], methods.settings_for
+    before, settings_for = made["rows"], recipes.settings_for
     changed = replace(methods.METHODS["dpldm"], choose=lambda *a: replace(settings_for(*a), compression_share=0.12))
     monkeypatch.setitem(methods.METHODS, "dpldm", changed)
     made, said = measured(tmp_path, "real")
@@ -198,7 +198,7 @@ def test_a_page_shows_no_row_of_other_settings(tmp_path, monkeypatch):
     assert ablation.of_today(made) == made
     old = made["rows"]["no-floor"] | {"digest": "of another day"}
     assert list(ablation.of_today(made | {"rows": made["rows"] | {"no-floor": old}})["rows"]) == ["default", "real"]
-    settings_for = methods.settings_for
+    settings_for = recipes.settings_for
     changed = replace(methods.METHODS["dpldm"], choose=lambda *a: replace(settings_for(*a), compression_share=0.12))
     monkeypatch.setitem(methods.METHODS, "dpldm", changed)
     assert ablation.of_today(made)["rows"] == {}  # the real images are as they were, but compared with nothing

@@ -826,7 +826,7 @@ def test_too_few_or_too_many_canaries_are_refused():
 def real_audit(dataset: str, epsilon: float, seed: int, limit: int | None, canaries: int) -> audit.Audit:
     """The settings of the `quick` profile; with a limit, on that many images and with fewer, smaller batches."""
     from dpldm import data as datasets
-    from dpldm.methods import settings_for
+    from dpldm.recipes import settings_for
 
     train = datasets.load(dataset, "train")
     settings = settings_for("quick", dataset, epsilon)

@@ -15,7 +15,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 from torch import Tensor
 
-from dpldm import baselines, cli, experiment, methods, privacy, results, sweep
+from dpldm import baselines, cli, experiment, methods, privacy, recipes, results, sweep
 from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
 from dpldm.cli import main
 from dpldm.drawing import FINISHING_SEED
@@ -251,7 +251,7 @@ def test_a_run_of_its_own_goes_on_with_its_own_stages(place: Path, tmp_path: Pat
 def test_what_is_not_finished_keeps_its_digest_and_seed(name: str) -> None:
     for dataset, epsilon in (("mnist", 10.0), ("fashion_mnist", 0.2)):
         plain = Experiment(dataset, epsilon, method=name).resolved()
-        finished = finished_by(plain, methods.finishing_for(dataset, epsilon))
+        finished = finished_by(plain, recipes.finishing_for(dataset, epsilon))
         assert "finishing" not in to_json(plain.settings)
         assert experiment.fit_seed(plain, {"a": "b"}) == experiment.fit_seed(finished, {"a": "b"})
         written = json.loads(json.dumps(to_json(finished.settings)))
@@ -263,7 +263,7 @@ def test_what_is_not_finished_keeps_its_digest_and_seed(name: str) -> None:
 @pytest.mark.parametrize("epsilon", [10.0, 1.0, 0.2])
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
 def test_rivals_get_what_our_recipe_applies(dataset: str, epsilon: float, capsys: pytest.CaptureFixture) -> None:
-    ours = methods.settings_for("quick", dataset, epsilon)
+    ours = recipes.settings_for("quick", dataset, epsilon)
     words = ["run", "--dataset", dataset, "--epsilon", str(epsilon), "--method", "dp-merf", "--finished"]
     given = cli._parser().parse_args(words)
     settings = cli._experiment(given, cli._epsilon(given)).settings

@@ -17,7 +17,7 @@ import torch
 from stripes import stripes
 
 import dpldm
-from dpldm import cli, data, methods
+from dpldm import cli, data, recipes
 from dpldm.book import ROOT
 
 PAGES = ("README.md", "book/index.md")
@@ -112,8 +112,8 @@ def test_the_python_example_draws_what_it_says(monkeypatch: pytest.MonkeyPatch, 
     images, labels = stripes(2_000, side=28)
     toy = data.ImageData("mnist", images, labels, ("across", "down"), {})
     monkeypatch.setattr(data, "load", lambda name, split: toy)
-    small = methods.settings_for("smoke", "mnist", 3.0)
-    monkeypatch.setattr(methods, "settings_for", lambda profile, name, epsilon: small)
+    small = recipes.settings_for("smoke", "mnist", 3.0)
+    monkeypatch.setattr(recipes, "settings_for", lambda profile, name, epsilon: small)
     made: dict[str, object] = {}
     exec(compile(example.replace("% 10", "% 2"), "README.md", "exec"), made)
     assert isinstance(made["images"], torch.Tensor)

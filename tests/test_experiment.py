@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpldm import evaluation, experiment, methods, plots, privacy, results
+from dpldm import evaluation, experiment, methods, plots, privacy, recipes, results
 from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run, to_json
 from dpldm.finishing import FinishSettings
 from dpldm.privacy import PrivacyError, PrivateData
@@ -530,7 +530,7 @@ def test_models_hold_only_what_is_charged(made: Made) -> None:
 
 @pytest.mark.parametrize("profile", list(methods.PROFILES))
 def test_settings_go_to_json_and_back(profile: str) -> None:
-    settings = methods.settings_for(profile, "mnist", 3.0)
+    settings = recipes.settings_for(profile, "mnist", 3.0)
     assert from_json(SynthesisSettings, json.loads(json.dumps(to_json(settings)))) == settings
     scoring = methods.PROFILES[profile].evaluation
     assert from_json(evaluation.EvaluationSettings, json.loads(json.dumps(to_json(scoring)))) == scoring

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dpldm import methods
+from dpldm import recipes
 from dpldm.finishing import FinishSettings, bend, finish, raise_contrast, sharpen
 
 
@@ -137,7 +137,7 @@ def test_your_own_images_are_not_finished():
     """What is known about pen strokes and garments is not assumed of anyone's images."""
     for profile in ("quick", "paper"):
         digits, garments, own = (
-            methods.settings_for(profile, name, 1.0) for name in ("mnist", "fashion_mnist", "own-photographs")
+            recipes.settings_for(profile, name, 1.0) for name in ("mnist", "fashion_mnist", "own-photographs")
         )
         assert digits.finish.contrast > 0
         assert digits.last.bend > 0

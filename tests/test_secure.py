@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpldm import experiment, methods, privacy, results
+from dpldm import experiment, methods, privacy, recipes, results
 from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, run
 from dpldm.privacy import NoiseSource, Release, watched
 from dpldm.selection import SelectionSettings
@@ -140,7 +140,7 @@ def test_a_release_does_not_tell_which_file_it_was_made_from(
     asked = replace(described(tmp_path, method), epsilon=20.0)
     if method == "dpldm":
         idle = {"selection": SelectionSettings(candidates=1), "transport": TransportSettings(steps=0)}
-        asked = replace(asked, settings=methods.settings_for("smoke", "own", 20.0))
+        asked = replace(asked, settings=recipes.settings_for("smoke", "own", 20.0))
         asked = replace(asked, settings=replace(asked.settings, **idle))
 
     def released(name: str, keep: np.ndarray) -> torch.Tensor:
