@@ -256,13 +256,13 @@ def test_the_command_says_what_it_measured(tmp_path, monkeypatch, capsys):
     assert cli.main(words) == 0
     said = capsys.readouterr()
     assert "real: real images, 1 of 1" in said.err
-    assert "book/ablation/mnist-eps5-smoke-seed0.json" in said.out
-    assert (tmp_path / "book" / "ablation" / "mnist-eps5-smoke-seed0.json").is_file()
+    assert "runs/ablation/mnist-eps5-smoke-seed0.json" in said.out
+    assert (tmp_path / "runs" / "ablation" / "mnist-eps5-smoke-seed0.json").is_file()
     for bad, message in (
         ([*words, "selection?"], "no variation 'selection?'"),
         ([*words[:4], "nan"], "epsilon"),
         ([*words[:2], "x", "--epsilon", "1"], "unknown dataset 'x'"),
-        ([*words, "--out", str(tmp_path / "book" / "ablation" / "mnist-eps5-smoke-seed0.json")], "cannot write"),
+        ([*words, "--out", str(tmp_path / "runs" / "ablation" / "mnist-eps5-smoke-seed0.json")], "cannot write"),
     ):
         assert cli.main(bad) == 2
         said = capsys.readouterr()

@@ -180,7 +180,7 @@ def test_batches_of_sampling_cover_all_labels_in_order(private):
 def same_with(synthesizer, **changes):
     """As fitted, drawing with other settings."""
     other = LatentDiffusion(SHAPE, 3, replace(synthesizer.settings, **changes), FIVE, 0)
-    for stage in synthesizer.stages:
+    for stage in other.stages:
         other.restore(stage, synthesizer.state(stage))
     other.settings = replace(synthesizer.settings, **changes)
     return other
