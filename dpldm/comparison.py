@@ -17,7 +17,8 @@ import pandas as pd
 from dpldm import ablation, data, plots, results
 from dpldm.experiment import Experiment, to_json
 from dpldm.finishing import FinishedLater
-from dpldm.methods import METHODS, PROFILES, finishing_for
+from dpldm.methods import METHODS, PROFILES
+from dpldm.recipes import finishing_for
 from dpldm.synthesis import LatentDiffusion
 
 OWN = LatentDiffusion.method
