@@ -11,7 +11,8 @@ import torch
 from dpldm import ablation, book, cli, comparison, plots, results
 from dpldm.experiment import Experiment, to_json
 from dpldm.finishing import Finishing, FinishSettings
-from dpldm.methods import METHODS, finishing_for
+from dpldm.methods import METHODS
+from dpldm.recipes import finishing_for
 
 PUBLISHED = book.ROOT / "book" / "published.csv"
 
