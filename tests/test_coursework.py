@@ -15,6 +15,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+import mistakes
 import nbformat
 import numpy as np
 import pytest
@@ -193,6 +194,20 @@ def test_prepared_submissions_get_the_points_they_should(tmp_path, name):
     assert {question: result.points for question, result in results.items()} == expected.points
     for question, words in expected.says.items():
         assert words in " ".join(results[question].sentences)
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "source", "points", "words"),
+    mistakes.ANSWERS,
+    ids=[f"{one[0]}-{one[1]}-{one[4] or 'right'}" for one in mistakes.ANSWERS],
+)
+def test_other_styles_pass_and_each_mistake_is_named(name, question, source, points, words):
+    assignment = next(one for one in ALL if one.name == name)
+    given = [(cell["id"], cell.source) for cell in assignment.notebook.cells if submissions._is_given(cell)]
+    student = student_of([*given, (question, source)], assignment.parameters)
+    result = grading.judged(question, checks.load(name)[question], student, assignment.questions[question])
+    assert words in " ".join(result.sentences)
+    assert result.points == points, result.sentences
 
 
 def test_no_sentence_gives_an_answer_away():

@@ -54,7 +54,7 @@ def moment_sensitivity(student: Student) -> Iterator[Finding]:
 
 
 def symmetric_noise(student: Student) -> Iterator[Finding]:
-    size, std = 60, 1.5
+    size, std = 200, 1.5
     quiet = student.call("symmetric_noise", size=5, std=2.0, normal=normal(None)).array((5, 5))
     yield Finding(1, not quiet.any(), "With the noise off, something is left: not all of it comes from normal.")
     answer = student.call("symmetric_noise", size=size, std=std, normal=normal(5))
@@ -126,7 +126,7 @@ def reconstruct(student: Student) -> Iterator[Finding]:
 
 
 def dimensions(student: Student) -> Iterator[Finding]:
-    values = np.concatenate([np.linspace(-70, 70, 97), [85.0, 120.0, 300.0]])
+    values = np.concatenate([np.linspace(-95, 95, 97), [130.0, 160.0, 300.0]])
     values = np.random.default_rng(19).permutation(values)
     for points, std in ((2, 2.0), (1, 4.1)):
         right = float((values > 2 * std * 10).sum())

@@ -16,25 +16,32 @@ def frechet(student: Student) -> Iterator[Finding]:
     random = np.random.default_rng(31)
     a = random.normal(size=(60, 4)) @ random.normal(size=(4, 4))
     b = random.normal(size=(50, 4)) @ random.normal(size=(4, 4)) + 0.7
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = np.real(linalg.sqrtm(first @ second))
-    far, spread = float(((a.mean(0) - b.mean(0)) ** 2).sum()), float(np.trace(first + second))
-    right = far + spread - 2 * np.trace(root)
-    population = far + np.trace(first * 59 / 60 + second * 49 / 50)
-    population -= 2 * np.trace(np.real(linalg.sqrtm(first @ second * (59 / 60) * (49 / 50))))
-    roots = np.trace(np.sqrt(np.abs(first @ second)))
+    got, choices = student.call("frechet_distance", a=a, b=b).number(), [_frechet(a, b, ddof) for ddof in (1, 0)]
+    right = min((choice[0] for choice in choices), key=lambda value: abs(value - got))
     mistakes = {
-        "The root of each entry is not the root of the matrix.": far + spread - 2 * roots,
-        "The root of the matrices has a 2 before it.": far + spread - np.trace(root),
-        "The means do not take part.": spread - 2 * np.trace(root),
-        "The distance of the means is not squared.": math.sqrt(far) + spread - 2 * np.trace(root),
-        "The root of the whole is returned; FID is without it.": math.sqrt(right),
-        "Only the variances take part, not the covariances.": far
-        + float(((np.sqrt(np.diag(first)) - np.sqrt(np.diag(second))) ** 2).sum()),
+        sentence + " " * position: value  # the same sentence for either way to divide
+        for position, (_, wrong) in enumerate(choices)
+        for sentence, value in wrong.items()
     }
-    got = student.call("frechet_distance", a=a, b=b).number()
-    nearest = population if abs(got - population) < abs(got - right) else right
-    yield judge(4, got, nearest, mistakes, "This is not the Fréchet distance of the formula.", relative=1e-3)
+    yield judge(4, got, right, mistakes, "This is not the Fréchet distance of the formula.", relative=1e-3)
+
+
+def _frechet(a: Array, b: Array, ddof: int) -> tuple[float, dict[str, float]]:
+    """The distance, and what mistakes give, with covariances divided by n - ddof."""
+    first, second = np.cov(a, rowvar=False, ddof=ddof), np.cov(b, rowvar=False, ddof=ddof)
+    far, spread = float(((a.mean(0) - b.mean(0)) ** 2).sum()), float(np.trace(first + second))
+    root = float(np.trace(np.real(linalg.sqrtm(first @ second))))
+    right = far + spread - 2 * root
+    roots = float(np.trace(np.sqrt(np.abs(first @ second))))
+    deviations = np.sqrt(np.diag(first)) - np.sqrt(np.diag(second))
+    return right, {
+        "The root of each entry is not the root of the matrix.": far + spread - 2 * roots,
+        "The root of the matrices has a 2 before it.": far + spread - root,
+        "The means do not take part.": spread - 2 * root,
+        "The distance of the means is not squared.": math.sqrt(far) + spread - 2 * root,
+        "The root of the whole is returned; FID is without it.": math.sqrt(right),
+        "Only the variances take part, not the covariances.": far + float((deviations**2).sum()),
+    }
 
 
 def downstream(student: Student) -> Iterator[Finding]:
