@@ -14,6 +14,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from dpldm.coursework.checks import Array, Finding, Student, close, judge, judge_noise, named, normal, tensor
+from dpldm.privacy import gaussian_epsilon
 
 DELTA = 1e-5
 
@@ -154,11 +155,12 @@ def training_epsilon(student: Student) -> Iterator[Finding]:
         settings = dict(zip(("noise_multiplier", "sample_rate", "steps"), run, strict=True))
         got = student.call("training_epsilon", **settings, delta=DELTA).number()
         tight, loose = epsilon_of(*run), epsilon_of(*run, loose=True)
-        mistakes = {}
+        mistakes = {
+            "The sample rate does not take part.": gaussian_epsilon(run[0] / math.sqrt(run[2]), DELTA),
+        }
         for accountant, loosely in (("", False), (" (By Rényi orders.)", True)):
             one = epsilon_of(run[0], run[1], 1, loosely)
             mistakes |= {
-                "The sample rate does not take part." + accountant: epsilon_of(run[0], 1.0, run[2], loosely),
                 "The budget is not composed: this is the ε of one step." + accountant: one,
                 "The ε of the steps are added up: composition does better." + accountant: run[2] * one,
             }
