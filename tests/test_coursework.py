@@ -4,6 +4,7 @@ The checks are tested without a sandbox, in this process, on many right and wron
 programs; all of it together on all prepared submissions in a slow test.
 """
 
+import copy
 import csv
 import hashlib
 import json
@@ -123,6 +124,20 @@ def test_release_is_a_valid_notebook_for_nbgrader(tmp_path):
         assert [cell["id"] for cell in notebook.cells] == [cell["id"] for cell in assignment.notebook.cells]
         answers = [cell for cell in notebook.cells if masters.grading(cell).get("solution")]
         assert all(masters.STUBS[cell.cell_type].splitlines()[-1] in cell.source for cell in answers)
+
+
+@pytest.mark.parametrize("assignment", ALL, ids=lambda one: one.name)
+def test_nbgrader_makes_the_same_release_of_a_master(assignment):
+    """A second way to the student's version, where the extra `coursework` is installed."""
+    preprocessors = pytest.importorskip("nbgrader.preprocessors", reason="needs the extra coursework (nbgrader)")
+    from nbgrader.nbgraderformat import MetadataValidator
+
+    notebook = copy.deepcopy(assignment.notebook)
+    MetadataValidator().validate_nb(notebook)
+    for name in ("ClearSolutions", "ClearHiddenTests"):
+        notebook, _ = getattr(preprocessors, name)().preprocess(notebook, {})
+    ours = masters.student_version(assignment)
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in ours.cells]
 
 
 @pytest.mark.parametrize("where", ["solution", "hidden check"])

@@ -219,9 +219,9 @@ assert own_noise_multiplier > 0
 # %% tags=["explore"] nbgrader={"grade_id": "explore-means"}
 import matplotlib.pyplot as plt
 
-from dpldm import data
+from dpldm.data import load
 
-images = data.load("mnist", "train").images[:2000].flatten(1).numpy().astype(float)
+images = load("mnist", "train").images[:2000].flatten(1).numpy().astype(float)
 figure, axes = plt.subplots(1, 3, figsize=(6, 2.2))
 for axis, budget in zip(axes, (0.01, 0.1, 1.0), strict=True):
     mean = private_mean(images, 9.0, gaussian_noise_multiplier(budget, 1e-5), 2000, normal)

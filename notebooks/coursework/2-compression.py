@@ -192,9 +192,9 @@ assert own_moment_std > 0
 # %% tags=["explore"] nbgrader={"grade_id": "explore-digits"}
 import matplotlib.pyplot as plt
 
-from dpldm import data
+from dpldm.data import load
 
-images = data.load("mnist", "train").images[:10_000, 0, ::2, ::2].flatten(1).numpy().astype(float)
+images = load("mnist", "train").images[:10_000, 0, ::2, ::2].flatten(1).numpy().astype(float)
 centre, length = np.full(196, 0.13), 4.0
 figure, axes = plt.subplots(4, 6, figsize=(6, 4))
 for row, budget in zip(axes, (0.1, 1.0, 10.0, None), strict=True):

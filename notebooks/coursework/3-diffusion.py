@@ -247,9 +247,9 @@ assert own_noise_multiplier > 0
 import matplotlib.pyplot as plt
 from torch.func import functional_call, grad, vmap
 
-from dpldm import data
+from dpldm.data import load
 
-images = data.load("mnist", "train").images[:10_000, 0, ::2, ::2].flatten(1)
+images = load("mnist", "train").images[:10_000, 0, ::2, ::2].flatten(1)
 mean, (_, _, directions) = images.mean(0), torch.linalg.svd(images - images.mean(0), full_matrices=False)
 latents = (images - mean) @ directions[:8].T
 scale = latents.std(0)
