@@ -492,3 +492,25 @@ def test_licence_is_the_whole_apache_text():
     assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
     assert "END OF TERMS AND CONDITIONS" in text
     assert len(text) == 11358
+
+
+def test_grade_asks_for_the_submissions_and_passes_them_on(copy):
+    asked = script(copy, "grade")
+    assert asked.returncode == 2
+    assert "make grade SUBMISSIONS=folder" in asked.stderr
+    module = copy / "dpldm" / "coursework"
+    module.mkdir(parents=True)
+    (module / "__main__.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    passed = script(copy, "grade", PYTHONPATH="", SUBMISSIONS="in", SECRET="s.txt")
+    assert passed.stdout.strip() == "['grade', 'in', '--secret', 's.txt']", passed.stderr
+
+
+def test_coursework_lock_keeps_the_versions_of_the_main_lock():
+    locked = (ROOT / "requirements-coursework.lock").read_text()
+    assert "://" not in locked
+    versions = [dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)) for text in (LOCK, locked)]
+    both = set(versions[0]) & set(versions[1])
+    assert len(both) > 40
+    assert {name: versions[1][name] for name in both} == {name: versions[0][name] for name in both}
+    assert {"nbgrader", "jupyterlab"} <= set(versions[1])
+    assert locked.count("--hash=sha256:") > len(versions[1])
