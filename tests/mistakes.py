@@ -3,7 +3,7 @@
 ``words``: of the sentence that names the mistake; empty for a right answer. Assignment 1 has its own in submissions.py.
 """
 
-LENGTHS = "np.linalg.norm(rows, axis=1, keepdims=True)"
+LENGTHS = "np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-30)"
 SHORT = f"    short = rows * np.minimum(1, clip_norm / {LENGTHS})\n"
 MOMENTS = "def second_moments(rows, clip_norm):\n"
 NOISE = "def symmetric_noise(size, std, normal):\n"
