@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dpldm import ablation, data, plots, results
-from dpldm.experiment import Experiment, to_json
+from dpldm.experiment import made_today, to_json
 from dpldm.finishing import FinishedLater
 from dpldm.methods import METHODS, PROFILES
 from dpldm.recipes import finishing_for
@@ -62,8 +62,8 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     (`dpldm run --finished`) has columns of its own.
 
     Returns:
-        A frame with the columns of `dpldm.results.table` and: `title` (what readers call the method), `private` (False
-        for a yardstick), `making` (seconds to fit and draw, without the evaluation; the mean over runs), `parameters`
+        A frame with the columns of `dpldm.results.table` and: `title` (what readers call the method, with the public
+        data of a variant that has some), `private` (False for a yardstick), `making` (seconds to fit and draw, without the evaluation; the mean over runs), `parameters`
         (numbers in the fitted model, NaN in old records), `protocol` (equal for runs on the same data that were scored
         in the same way), `whole` (whether all training images were used), `device` (a tuple), `can_be_finished`
         (whether it is a rival on images that ours have a finish for) and `finished_cnn`, `finished_fid_classifier`,
@@ -75,14 +75,14 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     table = results.table(by_name.values())
     runs = [[by_name[name] for name in names] for names in table["records"]]
     table = table.assign(
-        title=[_title(name) for name in table["method"]],
+        title=[_title_of(group[0]) for group in runs],
         private=[name not in METHODS or METHODS[name].private for name in table["method"]],
         making=[float(np.mean([_making(run) for run in group])) for group in runs],
         parameters=[float(group[0]["metrics"].get("parameters", math.nan)) for group in runs],
         protocol=[_protocol(group[0]) for group in runs],
         whole=[group[0]["settings"].get("limit") is None for group in runs],
         device=[tuple(sorted({run["device"] for run in group})) for group in runs],
-        today=[_made_today(group[0]) for group in runs],
+        today=[made_today(group[0]) for group in runs],
         can_be_finished=[_can_be_finished(group[0]) for group in runs],
     ).join(_finished(everything), on="variant")
     table = table.sort_values(["today", "seeds", "variant"], ascending=[False, False, True]).drop_duplicates(_PLACE)
@@ -117,6 +117,11 @@ def _title(method: str) -> str:
     return (METHODS[method].title if method in METHODS else "") or method
 
 
+def _title_of(record: Mapping[str, Any]) -> str:
+    """A variant that learned from public data has a name of its own."""
+    return _title(record["method"]) + (f", {record['public_data']}" if record["public_data"] else "")
+
+
 def _making(record: Mapping[str, Any]) -> float:
     return sum(value for stage, value in record["seconds"].items() if value is not None and stage != "evaluation")
 
@@ -125,25 +130,6 @@ def _protocol(record: Mapping[str, Any]) -> str:
     settings = record["settings"]
     scored = {key: settings.get(key) for key in ("evaluation", "n_synthetic", "limit")}
     return json.dumps([scored, record["data_sha256"]], sort_keys=True)
-
-
-def _made_today(record: Mapping[str, Any]) -> bool:
-    """Whether the record is of the settings that its method has now in its profile."""
-    method, profile, asked = record["method"], record["profile"], record["privacy"]
-    known = method in METHODS and profile in PROFILES and record["dataset"] in data.DATASETS
-    if not known or asked.get("noise_multiplier") is not None:
-        return False
-    now = Experiment(record["dataset"], asked["epsilon_target"], method=method, profile=profile).resolved()
-    assert now.settings is not None
-    assert now.evaluation is not None
-    wanted = {
-        "synthesis": to_json(now.settings),
-        "evaluation": to_json(now.evaluation),
-        "n_synthetic": now.n_synthetic,
-        "limit": PROFILES[profile].limit,
-        "secure_mode": False,
-    }
-    return bool(json.loads(json.dumps(wanted)) == record["settings"])
 
 
 def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
@@ -338,11 +324,10 @@ def _standings(own: pd.Series, others: pd.DataFrame, score: Score) -> str:
     for _, other in others.sort_values(score.key, ascending=not score.higher).iterrows():
         gap = round(score.shown(own[score.key]) - score.shown(other[score.key]), 1)
         words = _standing(gap, score.higher)
-        public = f" with {other['public_data']}" if other["public_data"] else ""
         by = f" by {score.apart.format(abs(gap))}" if gap else ""
         scatter = _scatter(own, other, score) if gap else ""
         value = score.reads.format(score.shown(other[score.key]))
-        places[words].append(f"{other['title']}{public} ({value}){by}{scatter}")
+        places[words].append(f"{other['title']} ({value}){by}{scatter}")
     return "; ".join(f"{words} {_listed(names)}" for words, names in places.items() if names)
 
 

@@ -318,30 +318,75 @@ def _description(
     experiment: Experiment, train: ImageData, test: ImageData | None, synthesizer: Synthesizer, folders: Folders
 ) -> dict[str, Any]:
     """What defines the run, in the form of a record."""
+    own = isinstance(experiment.dataset, Path)
+    return _asked(experiment, scored=test is not None) | {
+        "dataset": _own_name(train.name) if own else train.name,
+        "public_data": getattr(getattr(synthesizer, "compressor", None), "public_data", None),
+        "data_sha256": _own_sums(train, test, folders) if own else train.sha256 | (test.sha256 if test else {}),
+    }
+
+
+def _asked(experiment: Experiment, scored: bool) -> dict[str, Any]:
+    """What defines the run of a resolved experiment but its data, in the form of a record."""
     assert experiment.settings is not None
     assert experiment.evaluation is not None
     spec = experiment.spec
-    own = isinstance(experiment.dataset, Path)
     asked: dict[str, Any] = {"epsilon_target": spec and spec.epsilon, "delta": spec and spec.delta}
     if spec is not None and spec.noise_multiplier is not None:
         asked["noise_multiplier"] = spec.noise_multiplier
     return {
         "schema": 1,
         "method": experiment.method,
-        "dataset": _own_name(train.name) if own else train.name,
         "profile": experiment.profile,
         "seed": experiment.seed,
-        "public_data": getattr(getattr(synthesizer, "compressor", None), "public_data", None),
         "settings": {
             "synthesis": to_json(experiment.settings),
-            "evaluation": None if test is None else to_json(experiment.evaluation),
+            "evaluation": to_json(experiment.evaluation) if scored else None,
             "n_synthetic": experiment.n_synthetic,
             "limit": _limit(experiment),
             "secure_mode": experiment.secure_mode,
         },
         "privacy": asked,
-        "data_sha256": _own_sums(train, test, folders) if own else train.sha256 | (test.sha256 if test else {}),
     }
+
+
+# --- records of known runs --------------------------------------------------------------------------------------------
+
+
+def choose(records: Iterable[Mapping[str, Any]], experiment: Experiment) -> Mapping[str, Any] | None:
+    """The record of exactly this run: same in all that decides one, settings included; None where it is not there.
+
+    Method, data set, profile, seed and ε alone may fit several records, of which all but one are another run's.
+
+    Args:
+        experiment: on one of `dpldm.data.DATASETS`, which nobody has to load for this.
+
+    Raises:
+        ExperimentError: two fit, because they are of different files under the name of one data set.
+    """
+    found = {results.record_name(record): record for record in records if _is_of(record, experiment)}
+    if len(found) > 1:
+        raise ExperimentError(f"expected one record of the run, got {' and '.join(found)}: keep one of them")
+    return next(iter(found.values()), None)
+
+
+def made_today(record: Mapping[str, Any]) -> bool:
+    """Whether the record is of a run as `dpldm run` makes it today of a known data set: with the settings that its
+    method has in its profile at that ε, so without what a variant changes."""
+    method, profile, asked = record["method"], record["profile"], record["privacy"]
+    known = method in METHODS and profile in PROFILES and record["dataset"] in datasets.DATASETS
+    if not known or (asked["epsilon_target"] is not None and not METHODS[method].private):
+        return False
+    now = Experiment(record["dataset"], asked["epsilon_target"], method=method, profile=profile, seed=record["seed"])
+    return _is_of(record, now)
+
+
+def _is_of(record: Mapping[str, Any], experiment: Experiment) -> bool:
+    """Whether the record has the name that this run would have on the record's files; what is public data follows from
+    the settings."""
+    asked = _asked(experiment.resolved(), scored=True)
+    files = {key: record[key] for key in ("data_sha256", "public_data")} | {"dataset": experiment.dataset}
+    return results.record_name(asked | files) == results.record_name(record)
 
 
 def _own_name(name: str) -> str:

@@ -10,18 +10,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dpldm.experiment import made_today
 from dpldm.results import record_name
 
 
 def runs_by_epsilon(
     records: Iterable[Mapping[str, Any]], dataset: str, method: str = "dpldm", profile: str = "quick"
 ) -> dict[float, list[Mapping[str, Any]]]:
-    """ε → the private runs of a method on one data set without public data, by seed; ε rises."""
+    """ε → the private runs of a method on one data set, as `dpldm run` makes them today, by seed; ε rises."""
     found: dict[float, list[Mapping[str, Any]]] = {}
     for record in records:
-        place = (record["dataset"], record["method"], record["profile"], record["public_data"])
+        place = (record["dataset"], record["method"], record["profile"])
         epsilon = record["privacy"].get("epsilon_target")
-        if place == (dataset, method, profile, None) and epsilon is not None:
+        if place == (dataset, method, profile) and epsilon is not None and made_today(record):
             found.setdefault(epsilon, []).append(record)
     return {epsilon: sorted(found[epsilon], key=lambda one: one["seed"]) for epsilon in sorted(found)}
 

@@ -28,7 +28,8 @@ from pathlib import Path
 import pandas as pd
 from myst_nb import glue
 
-from dpldm import plots, results
+from dpldm import experiment, plots, results
+from dpldm.experiment import Experiment
 from dpldm.privacy import (
     Ledger,
     Mechanism,
@@ -56,9 +57,9 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # %% [markdown]
 # ## A ledger
 #
-# We look for the record of this book's run: this method, data set, ε and seed. Where there is none, the page goes on
-# with the ledger that such a run is *planned* to have. Nothing in a ledger depends on the images, so it can be written
-# before anybody looks at one.
+# We look for the record of this book's run: method, data set, ε and seed, and every setting, because a variant of the
+# method is another run with another ledger. Where there is none, the page goes on with the ledger that such a run is
+# *planned* to have. Nothing in a ledger depends on the images, so it can be written before anybody looks at one.
 
 
 # %%
@@ -69,18 +70,11 @@ def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
     return to_record(spec, Ledger(model.planned(n)))
 
 
-def is_ours(record: dict) -> bool:
-    wanted = ("dpldm", dataset, profile, seed, epsilon)
-    return wanted == (
-        *(record[key] for key in ("method", "dataset", "profile", "seed")),
-        record["privacy"]["epsilon_target"],
-    )
-
-
-found = [record for record in results.read_all(Path("book/records")) if is_ours(record)]
-privacy = found[0]["privacy"] if found else planned()
+described = Experiment(dataset, epsilon, seed=seed, profile=profile)
+record = experiment.choose(results.read_all(Path("book/records")), described)
+privacy = record["privacy"] if record else planned()
 source = (
-    f"the record `{results.record_name(found[0])}`" if found else "the plan of a run, because its record is not here"
+    f"the record `{results.record_name(record)}`" if record else "the plan of a run, because its record is not here"
 )
 ledger, delta = from_record(privacy), privacy["delta"]
 glue("source", source, display=False)

@@ -93,8 +93,7 @@ plots.captioned(accuracies.round(2), "Accuracy on real test images (%), trained 
 quoted = comparison.read_published(Path("book/published.csv")).query("method == 'DP-Sinkhorn' and score == 'cnn'")
 (published,) = quoted[(quoted["dataset"] == dataset) & (quoted["epsilon"] == 10)]["value"]
 again = [one for one in results.read_all(Path("book/records")) if one["method"] == "dp-sinkhorn"]
-again = [one for one in again if one["dataset"] == dataset and one["public_data"] is None]
-again = [one for one in again if results.finishing(one) is None]
+again = [one for one in again if one["dataset"] == dataset and experiment.made_today(one)]
 nearest_again = min(again, key=lambda one: abs(one["privacy"]["epsilon_target"] - 10))
 glue("sinkhorn", f"{100 * published:.1f} %", display=False)
 glue("sinkhorn_again", f"{100 * pd.Series(nearest_again['metrics']['accuracy']['cnn']).mean():.1f} %", display=False)

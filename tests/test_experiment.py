@@ -568,3 +568,31 @@ def test_a_corrupt_record_stops_the_run(described: Experiment, made: Made, tmp_p
     (folders.records / made.path.name).write_text("{")
     with pytest.raises(RecordError, match="delete it and repeat the run"):
         run(described, folders)
+
+
+def test_a_record_is_chosen_by_all_that_decides_its_run() -> None:
+    """Two committed records agree in method, data set, profile, seed and ε; one of them learned from public shapes."""
+    committed = results.read_all(Path(__file__).parent.parent / "book" / "records")
+    twins = [one for one in committed if results.record_name(one).startswith("mnist-dpldm-eps10-quick-seed0-")]
+    assert len(twins) == 2
+    wanted = Experiment("mnist", 10.0)
+    chosen = experiment.choose(committed, wanted)
+    assert chosen is not None
+    assert results.record_name(chosen) == "mnist-dpldm-eps10-quick-seed0-d5c95e7e.json"
+    assert chosen["public_data"] is None
+    assert [one for one in twins if experiment.made_today(one)] == [chosen]
+    (variant,) = [one for one in twins if one != chosen]
+    settings = from_json(SynthesisSettings, variant["settings"]["synthesis"])
+    assert experiment.choose(committed, replace(wanted, settings=settings)) == variant
+    for other in ({"seed": 1}, {"epsilon": 9.0}, {"delta": 1e-6}, {"n_synthetic": 9}, {"secure_mode": True}):
+        assert experiment.choose(twins, replace(wanted, **other)) is None
+
+
+def test_two_records_of_one_run_are_refused_and_a_copy_is_not() -> None:
+    committed = results.read_all(Path(__file__).parent.parent / "book" / "records")
+    wanted = Experiment("mnist", 10.0)
+    chosen = experiment.choose(committed, wanted)
+    assert chosen is not None
+    assert experiment.choose([chosen, dict(chosen)], wanted) == chosen
+    with pytest.raises(ExperimentError, match=r"expected one record of the run, got .*d5c95e7e\.json and mnist-"):
+        experiment.choose([chosen, {**chosen, "data_sha256": {"train": "a" * 64}}], wanted)

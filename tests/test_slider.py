@@ -30,3 +30,11 @@ def test_every_epsilon_has_its_scores_and_its_picture(dataset):
 def test_without_runs_there_is_no_slider():
     with pytest.raises(ValueError, match="expected at least one ε, got none"):
         slider.as_html(slider.runs_by_epsilon([], "mnist"), Path(), 1.0)
+
+
+def test_a_variant_is_not_taken_for_another_seed():
+    """Neither one that learned from public images nor one whose settings alone are others."""
+    committed = results.read_all(RECORDS)
+    (ours,) = slider.runs_by_epsilon([one for one in committed if one["seed"] == 0], "mnist")[10.0]
+    other = {**ours, "settings": ours["settings"] | {"n_synthetic": 10}}
+    assert slider.runs_by_epsilon([ours, other], "mnist") == {10.0: [ours]}
