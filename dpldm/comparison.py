@@ -63,12 +63,12 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     Returns:
         A frame with the columns of `dpldm.results.table` and: `title` (what readers call the method, with the public
-        data of a variant that has some), `private` (False for a yardstick), `making` (seconds to fit and draw, without the evaluation; the mean over runs), `parameters`
-        (numbers in the fitted model, NaN in old records), `protocol` (equal for runs on the same data that were scored
-        in the same way), `whole` (whether all training images were used), `device` (a tuple), `can_be_finished`
-        (whether it is a rival on images that ours have a finish for) and `finished_cnn`, `finished_fid_classifier`,
-        each with its `…_spread` (of the same fit, with today's finish; NaN where that was not run). Largest ε first,
-        yardsticks last, then by accuracy.
+        data of a variant that has some), `private` (False for a yardstick), `making` (seconds to fit and draw, without
+        the evaluation; the mean over runs), `parameters` (numbers in the fitted model, NaN in old records), `protocol`
+        (equal for runs on the same data that were scored in the same way), `whole` (whether all training images were
+        used), `device` (a tuple), `can_be_finished` (whether it is a rival on images that ours have a finish for) and
+        `finished_cnn`, `finished_fid_classifier`, each with its `…_spread` (of the same fit, with today's finish; NaN
+        where that was not run). Largest ε first, yardsticks last, then by accuracy.
     """
     everything = list(records)
     by_name = {results.record_name(record): record for record in everything if results.finishing(record) is None}
