@@ -659,10 +659,10 @@ def watched(answer: Answer | None = None) -> Iterator[list[Release]]:
     seen: list[Release] = []
 
     def watch(one: Release) -> Tensor:
-        handed_on = one.released if answer is None else answer(one)
-        kept = replace(one, value=one.value.detach().clone(), released=handed_on.detach().clone())
-        seen.append(kept)
-        return handed_on
+        if answer is not None:
+            one = replace(one, released=answer(one).detach().clone())  # what follows may write into it
+        seen.append(replace(one, value=one.value.detach().clone(), released=one.released.detach().clone()))
+        return one.released
 
     _watchers.append(watch)
     try:
