@@ -218,7 +218,7 @@ def _check_by_library(found: Iterable[Notebook], parameters: Mapping[str, Any], 
 
 
 def imported_modules(source: str, package: str = PACKAGE, inside: bool = False) -> set[str]:
-    """The modules of ``package`` that a Python source names in its imports, wherever they stand.
+    """The modules and folders of ``package`` that a Python source names in its imports, wherever they stand.
 
     Args:
         inside: whether the source belongs to the package, so that `from . import x` counts.
@@ -241,26 +241,60 @@ def imported_modules(source: str, package: str = PACKAGE, inside: bool = False) 
     return found
 
 
+def imported_files(source: str, place: Path, package: Path) -> set[Path]:
+    """The files of ``package``, a folder of modules and of folders of modules, that a Python source imports from.
+
+    Args:
+        source: the text of a file that lies in ``place``, which `from .` starts from if that is in the package.
+
+    Of `from dpldm.data import images` that is the module `images` if there is one, else what `dpldm.data` is; and the
+    `__init__.py` of every folder on the way.
+    """
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(source)):
+        for start, parts in _imported(node, place, package):
+            for end in range(len(parts) + 1):
+                folder = start.joinpath(*parts[:end])
+                found |= {path for path in (folder / "__init__.py", folder.with_suffix(".py")) if path.is_file()}
+    return {path for path in found if path.is_relative_to(package)}
+
+
+def _imported(node: ast.AST, place: Path, package: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Where an import starts and the names that lead on from there, as far as they may be modules."""
+    if isinstance(node, ast.Import):
+        dotted = [alias.name.split(".") for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        module = node.module.split(".") if node.module else []
+        dotted = [[*module, alias.name] for alias in node.names]
+        if node.level and place.is_relative_to(package):
+            start = (place, *place.parents)[node.level - 1]
+            yield from ((start, parts) for parts in dotted)
+            return
+    else:
+        return
+    for parts in dotted:
+        if parts[0] == package.name:
+            inner = EXPORTS.get(parts[1], parts[1]).split(".") if len(parts) == 2 else parts[1:]
+            yield package, inner
+
+
 def dependencies(source: Path, package: Path) -> set[Path]:
     """The files of ``package`` (a folder of modules) that a source depends on, through all that these import.
 
-    A module that names a folder of the package in a string, as for its weights, depends on the files in it.
+    A module that names a folder beside it in a string, as for its weights, depends on the files in it.
     """
-    found: set[Path] = set()
-    waiting = [(source, False)]
+    found = set[Path]()
+    waiting = [source]
     while waiting:
-        file, inside = waiting.pop()
-        text = file.read_text(encoding="utf-8")
+        file = waiting.pop()
+        text, inside = file.read_text(encoding="utf-8"), file.is_relative_to(package)
         if PACKAGE not in text and not inside:
             continue
-        names = imported_modules(text, package.name, inside)
-        modules = {package / f"{name}.py" for name in names} if names else set()
-        modules.add(package / "__init__.py")
-        new = {module for module in modules if module.is_file()} - found
+        new = imported_files(text, file.parent, package) - found
         found |= new
-        waiting += [(module, True) for module in sorted(new)]
+        waiting += sorted(new)
         if inside:
-            folders = {package / text for text in _strings(ast.parse(text)) if text.isidentifier()}
+            folders = {file.parent / text for text in _strings(ast.parse(text)) if text.isidentifier()}
             found |= {item for folder in folders if folder.is_dir() for item in folder.iterdir() if item.is_file()}
     return found
 
@@ -278,7 +312,7 @@ def reads_records(source: str) -> bool:
     words += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     words += list(_strings(tree))
     return any("record" in word for word in words) or bool(
-        imported_modules(source) & {"experiment", "results", "sweep", "baselines"}
+        imported_modules(source) & {"experiment", "results", "sweep", "baselines", "records", "runs"}
     )
 
 

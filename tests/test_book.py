@@ -182,8 +182,16 @@ def package(tmp_path):
         "alone": "import os",
         "ring": "import dpldm.gnir",
         "gnir": "import dpldm.ring",
+        "room/__init__": "",
+        "room/door": "from dpldm.room import key\nfrom . import window",
+        "room/key": "from dpldm.leaf import x",
+        "room/window": "from .. import alone\nglass = 'panes'",
+        "room/unseen": "",
     }.items():
+        (folder / f"{name}.py").parent.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text(text)
+    (folder / "room" / "panes").mkdir()
+    (folder / "room" / "panes" / "one.safetensors").write_text("1")
     return folder
 
 
@@ -195,6 +203,13 @@ def package(tmp_path):
         ("import dpldm.top", {"leaf.py", "middle.py", "top.py", "net.safetensors"}),
         ("from dpldm import alone", {"alone.py"}),
         ("from dpldm import ring", {"ring.py", "gnir.py"}),
+        ("from dpldm.room import key", {"key.py", "leaf.py"}),
+        ("from dpldm.room.key import x", {"key.py", "leaf.py"}),
+        (
+            "import dpldm.room.door",
+            {"door.py", "key.py", "leaf.py", "window.py", "alone.py", "one.safetensors"},
+        ),
+        ("import dpldm", set()),
     ],
 )
 def test_dependencies_go_through_all_imports(package, tmp_path, source, files):
