@@ -273,7 +273,7 @@ def run(
         made["rows"] = {name: rows[name] for name in wanted if name in rows}
         _write(made, path)
         scores = rows[name]["scores"]
-        say(f"{name}: CNN {scores['cnn']:.1%}, {experiment.duration(scores['seconds'])}")
+        say(f"{name}: CNN {scores['cnn']:.1%}, {results.duration(scores['seconds'])}")
     return made
 
 

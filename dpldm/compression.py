@@ -276,6 +276,9 @@ class RefinedPCA:
 
 @dataclass(frozen=True)
 class AutoencoderSettings:
+    """An autoencoder with latents of ``dim`` numbers and hidden layers of ``width``, fitted by DP-SGD as ``fit`` says,
+    or to ``public_images`` procedural images."""
+
     dim: int = 32
     width: int = 256
     fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, learning_rate=1e-3, clip_norm=1.0))

@@ -77,7 +77,7 @@ class Experiment:
     method: a key of `METHODS`. profile: a key of `PROFILES`. seed: 0 to 10⁹, of everything random.
     settings, evaluation, n_synthetic: None for what the profile says.
     test_data: real images to score your own data's synthesis with; without them it is not scored.
-    device: "auto" (CUDA, then Apple MPS, then the CPU) or a torch device.
+    device: "auto" (CUDA where there is a GPU of NVIDIA, else the CPU) or a torch device.
 
     Raises:
         ValueError: in one line, the first thing that is wrong.
@@ -580,7 +580,7 @@ class _Done:
             if not force and all(earlier in self for earlier in before):
                 self._look_at(stage)
             if stage in self:
-                self.progress.say(f"{stage}: done earlier, {duration(self.facts[stage]['seconds'])}")
+                self.progress.say(f"{stage}: done earlier, {results.duration(self.facts[stage]['seconds'])}")
                 continue
             if self.job.experiment.secure_mode and stage in self.chain[:-1]:
                 self._refuse_a_second_draw(stage)
@@ -621,7 +621,7 @@ class _Done:
         self.facts[stage] = {"seconds": round(seconds, 3), "commit": self.commit, **facts}
         self.job.stages.save(stage, tensors, self.facts[stage])
         self.tensors[stage], self.facts[stage] = self.job.stages.load(stage)
-        self.progress.say(f"{stage}: {duration(seconds)}")
+        self.progress.say(f"{stage}: {results.duration(seconds)}")
 
 
 def _fit_stage(job: _Job, stage: str, ledger: Ledger, done: _Done, progress: Progress) -> None:
@@ -718,23 +718,11 @@ def _sha256(path: Path) -> str | None:
 # --- the end, in plain words ------------------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(3.21), duration(75.4)
-    ('3.2 s', '1 min 15 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def summary(record: Mapping[str, Any], folders: Folders = Folders()) -> str:
     """A finished run in a few lines: what, how private, how good, how long, where."""
     metrics, seconds = record["metrics"], record["seconds"]
     path = folders.records / results.record_name(record)
-    spent = [f"{stage} {duration(value)}" for stage, value in seconds.items() if value is not None]
+    spent = [f"{stage} {results.duration(value)}" for stage, value in seconds.items() if value is not None]
     lines = [
         f"{record['dataset']}: {metrics['n_synthetic']:,} synthetic images by {record['method']}, "
         f"{record['profile']}, seed {record['seed']}",

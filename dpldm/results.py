@@ -588,7 +588,12 @@ def plain(value: float, digits: int = 3) -> str:
     return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people; NaN for what was not measured.
+
+    >>> duration(3.21), duration(42.4), duration(75.4)
+    ('3.2 s', '42 s', '1 min 15 s')
+    """
     if math.isnan(seconds):
         return "–"
     if seconds < 60:
@@ -619,7 +624,7 @@ def to_text(frame: pd.DataFrame) -> str:
         method += ", finished" if row["finished"] else ""
         epsilon = "none" if math.isinf(row["epsilon"]) else plain(row["epsilon"])
         lines.append([f"[{number}]", row["dataset"], method, epsilon, row["profile"], str(row["seeds"]),
-                      *accuracies, *distances, _duration(row["seconds"])])  # fmt: skip
+                      *accuracies, *distances, duration(row["seconds"])])  # fmt: skip
     columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]  # taken by no run
     widths = [max(map(_width, column)) for column in columns]
     left = {0, 1, 2, 4}  # words; numbers go to the right

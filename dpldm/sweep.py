@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpldm import results
-from dpldm.experiment import Experiment, Folders, check, duration
+from dpldm.experiment import Experiment, Folders, check
 from dpldm.methods import METHODS
+from dpldm.results import duration
 
 Say = Callable[[str], None]
 HERE = Folders()

@@ -62,7 +62,7 @@ glue("delta", plots.decimal(spent["delta"]), display=False)
 glue("n_synthetic", f"{metrics['n_synthetic']:,}", display=False)
 glue("cnn", f"{100 * torch.tensor(metrics['accuracy']['cnn']).mean():.1f}", display=False)
 glue("fid", f"{metrics['fid_classifier']:.2f}", display=False)
-glue("run_time", experiment.duration(sum(filter(None, record["seconds"].values()))), display=False)
+glue("run_time", results.duration(sum(filter(None, record["seconds"].values()))), display=False)
 glue("device", record["device"].removeprefix("cpu: "), display=False)
 
 # %% [markdown]

@@ -13,6 +13,7 @@ OUTPUT = ROOT / "runs" / "coursework"
 
 
 def parser() -> argparse.ArgumentParser:
+    """The commands `release` and `grade` with their options."""
     top = argparse.ArgumentParser(prog="python -m dpldm.coursework", description="Hand out and grade assignments.")
     commands = top.add_subparsers(dest="command", required=True)
     out = commands.add_parser("release", help="write the assignments without solutions")
@@ -45,6 +46,11 @@ def places(private: Path | None) -> tuple[Path, Path]:
 
 
 def secret_of(file: Path | None) -> str | None:
+    """The secret that a file holds; None without one.
+
+    Raises:
+        CourseworkError: it is too short to be one.
+    """
     if file is None:
         return None
     text = file.read_text(encoding="utf-8").strip()
@@ -54,6 +60,7 @@ def secret_of(file: Path | None) -> str | None:
 
 
 def hand_out(given: argparse.Namespace, assignments: Sequence[Assignment], check_folder: Path) -> None:
+    """Write the assignments without solutions."""
     students = given.students.read_text(encoding="utf-8").split() if given.students else []
     sources = [checks.source_of(one.name, check_folder) for one in assignments]
     hidden = [source.read_text(encoding="utf-8") for source in sources if source.exists()]
@@ -62,6 +69,7 @@ def hand_out(given: argparse.Namespace, assignments: Sequence[Assignment], check
 
 
 def take_back(given: argparse.Namespace, assignments: Sequence[Assignment], check_folder: Path) -> None:
+    """Grade what students handed in, and write points, feedback and summary."""
     if not given.folder.is_dir():
         raise CourseworkError(f"expected a folder with a folder for each student, found none at {given.folder}")
     due = late.parse_due(given.due, [one.name for one in assignments])
@@ -82,6 +90,7 @@ def take_back(given: argparse.Namespace, assignments: Sequence[Assignment], chec
 
 
 def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, or 1 after one line that says what is wrong."""
     given = parser().parse_args(words)
     try:
         masters, check_folder = places(given.private)

@@ -183,6 +183,7 @@ def judge_noise(
 
 
 def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape is the one wanted; None stands for any size."""
     return len(shape) == len(wanted) and all(want in (None, size) for size, want in zip(shape, wanted, strict=True))
 
 
@@ -206,6 +207,7 @@ def load(assignment: str, folder: Path = CHECKS) -> dict[str, Callable[[Student]
 
 
 def source_of(assignment: str, folder: Path = CHECKS) -> Path:
+    """Where the checks of an assignment (its name, as `1-gaussian`) lie."""
     return folder / f"checks_{assignment.partition('-')[2]}.py"
 
 

@@ -91,6 +91,7 @@ class Assignment:
 
 
 def tags(cell: Cell) -> list[str]:
+    """The tags of a cell."""
     return cell.metadata.get("tags", [])
 
 

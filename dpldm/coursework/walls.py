@@ -23,12 +23,18 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result: int, what: str) -> None:
+    """Refuse a system call that returned other than 0.
+
+    Raises:
+        OSError: with the system's reason.
+    """
     if result:
         error = ctypes.get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """mount(2), with its flags as a number."""
     words = [None if word is None else word.encode() for word in (source, target, kind, options)]
     check(libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]), f"mount {target}")
 
@@ -80,6 +86,7 @@ def build(root: str, visible: list[str], scratch: str, scratch_bytes: int) -> No
 
 
 def main() -> None:
+    """Build the walls that the first argument, JSON, asks for, and become the command inside them."""
     asked = json.loads(sys.argv[1])
     build(asked["root"], asked["visible"], asked["scratch"], asked["scratch_bytes"])
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]

@@ -115,6 +115,7 @@ def answer(command: dict[str, Any], namespace: Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Answer commands, one JSON object a line, until the pipe is closed."""
     commands, replies = os.fdopen(os.dup(0), "r", encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
