@@ -51,6 +51,50 @@ def measured(*records):
     return comparison.measured(records)
 
 
+# --- against the best published, and re-runs that are small ----------------------------------------------------------
+
+
+def figure(value, score="cnn", method="DPDM (accuracy sampler)", **changes):
+    return {"dataset": "mnist", "method": method, "epsilon": 10.0, "score": score, "value": value,
+            "public_data": "", "source": "s"} | changes  # fmt: skip
+
+
+def test_the_summary_is_as_loud_when_behind_as_when_ahead():
+    published = pd.DataFrame(
+        [figure(0.981), figure(0.5), figure(0.99, public_data="ImageNet"), figure(0.985, "best_of_three", "FETA-Pro")]
+    )
+
+    def said(cnn):
+        return comparison.best_in_words(comparison.runs_of([record(cnn=(cnn,))]), published)
+
+    assert said(0.97) == [
+        "Places compared, without public data: 1. Ours is once behind the best published CNN, and once behind the best "
+        "published by any protocol.",
+        "MNIST, quick: at ε = 10 **behind** DPDM (accuracy sampler) by 1.1 points (97.0 against 98.1), and **behind** "
+        "FETA-Pro by 1.5 points (97.0 against 98.5, the best of three large classifiers).",
+    ]
+    assert (
+        "**ahead of** DPDM (accuracy sampler) by 0.2 points (98.3 against 98.1), and **behind** FETA" in said(0.983)[1]
+    )
+    assert "Ours is once level with the best published CNN, and once behind the best" in said(0.981)[0]
+    assert comparison.best_in_words(comparison.runs_of([record(epsilon=1.0)]), published) == []
+
+
+def test_who_is_ahead_of_a_small_rerun_says_by_how_much_it_falls_short():
+    published = pd.DataFrame([figure(0.981), figure(0.9, method="DPDM (FID sampler)")])
+    for reached, gap in ((0.90, 8.1), (0.965, None)):
+        rows = comparison.with_shortfall(measured(record(cnn=(0.97,)), record("dpdm", cnn=(reached,))), published)
+        (said,) = comparison.claims(rows, 10.0)
+        words = f", a small re-run, {gap} points below its published CNN) by"
+        assert (words in said) == (gap is not None)
+        assert ("below published (points)" in comparison.as_shown(rows)) == (gap is not None)
+
+
+def test_a_variant_with_public_data_has_a_title_of_its_own():
+    rows = measured(record(), record(public_data="shapes"))
+    assert set(rows["title"]) == {METHODS["dpldm"].title, f"{METHODS['dpldm'].title}, shapes"}
+
+
 # --- the index of methods ---------------------------------------------------------------------------------------------
 
 
