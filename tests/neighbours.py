@@ -167,9 +167,11 @@ class _Told(Progress):
         self.steps.append((stage, share))
 
 
-def follow(data: Pictures, case: tuple[str, Any], place: Path, answers: list[Tensor] | None = None) -> Course:
+def follow(
+    data: Pictures, case: tuple[str, Any], place: Path, answers: list[Tensor] | None = None, alone: bool = False
+) -> Course:
     """A run on ``data`` whose releases are answered without noise, or by ``answers`` in turn; the public number of
-    images stays `N`."""
+    images stays `N`. With ``alone`` only images beyond that number take part in samples, none of a base."""
     course, (method, settings) = Course(), case
     place.mkdir(parents=True, exist_ok=True)
     np.savez(place / "own.npz", images=data.images, labels=data.labels)
@@ -191,7 +193,7 @@ def follow(data: Pictures, case: tuple[str, Any], place: Path, answers: list[Ten
         return one.value if answers is None or turn >= len(answers) else answers[turn]
 
     with ExitStack() as stack:
-        for target, name, value in _public_chance(len(data)):
+        for target, name, value in _public_chance(len(data), alone):
             stack.enter_context(patch.object(target, name, value))
         stack.enter_context(_remembered_readers(course.readers))
         if answers is None:
@@ -204,11 +206,15 @@ def follow(data: Pictures, case: tuple[str, Any], place: Path, answers: list[Ten
     return course
 
 
-def _public_chance(present: int) -> Iterator[tuple[Any, str, Any]]:
-    """What makes runs comparable: the operating system draws the same for all, all images that are there take part in
-    every sample, and the public number of images is the same."""
+def _public_chance(present: int, alone: bool) -> Iterator[tuple[Any, str, Any]]:
+    """What makes runs comparable: the operating system draws the same for all, all images that are there (or the added
+    one alone) take part in every sample, and the public number of images is the same."""
     yield NoiseSource, "secure", lambda: NoiseSource.seeded(1)
-    yield NoiseSource, "poisson_mask", lambda self, n, rate: torch.arange(n) < present
+    yield (
+        NoiseSource,
+        "poisson_mask",
+        lambda self, n, rate: torch.arange(n) >= N if alone else torch.arange(n) < present,
+    )
     yield secrets, "randbits", lambda bits: 2
     yield PrivateData, "__len__", lambda self: N
     yield results, "_commit", lambda root: "0" * 40
@@ -410,11 +416,24 @@ def check(name: str, place: Path) -> Iterator[str]:
     case, data = cases()[name], pictures()
     base = follow(data, case, place / "base")
     yield from complaints_about(base)
+    yield from _complaints_about_neighbours(base, data, case, place)
+    if any(one.mechanism.sample_rate < 1 and not one.gradients for one in base.releases):
+        nobody = follow(data, case, place / "nobody", alone=True)
+        yield from _complaints_about_neighbours(nobody, data, case, place / "alone", alone=True)
+
+
+def _complaints_about_neighbours(
+    base: Course, data: Pictures, case: tuple[str, Any], place: Path, alone: bool = False
+) -> Iterator[str]:
     answers = [one.released for one in base.releases]
     for number, (who, neighbour) in enumerate(neighbours(data).items()):
         if case[0] in REPLACED_ONLY:
             neighbour = Pictures(*(array[-N:] for array in vars(neighbour).values()))
-            if len(neighbour) < N:
+            if len(neighbour) < N or alone:
                 continue
-        other = follow(neighbour, case, place / f"neighbour{number}", answers)
-        yield from (f"{who}: {line}" for line in complaints_about_pair(base, other))
+        try:
+            other = follow(neighbour, case, place / f"neighbour{number}", answers, alone)
+        except Exception as error:  # what ends a run is not to depend on an image either
+            yield f"{who}: the run ends otherwise ({error})"
+            continue
+        yield from (f"{who}{', alone' * alone}: {line}" for line in complaints_about_pair(base, other))
