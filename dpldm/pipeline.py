@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from dpldm.ablation import DEFAULT
+from dpldm.plots import distance_change, points_gained
 from dpldm.privacy import Ledger, Mechanism, budget_shares
 
 GRADIENTS = "denoiser gradients"
@@ -38,6 +39,8 @@ STEPS = (
     Step("Drawn again", "where a classifier disagrees", "selection", "no-selection"),
     Step("Edges moved", "to where they should be", "transport", "no-transport"),
     Step("Pushed", "towards their class", "", "no-push"),
+    Step("Bent", "strokes vary a little", "", "no-bend"),
+    Step("Sharpened", "edges are crisp", "", "no-sharpening"),
     Step("Contrast", "ink is ink", "", "no-contrast"),
 )
 
@@ -103,3 +106,25 @@ def conclusion(effects: pd.DataFrame, bought: pd.DataFrame, epsilon: float) -> s
             f"budget the mixture alone reaches {100 * alone['cnn']:.1f} %."
         )
     return " ".join(said)
+
+
+def additions_in_words(effects: pd.DataFrame, epsilon: float) -> str:
+    """What was added to the two stages and what each addition buys, one sentence, at the measured ε nearest to the one
+    asked for.
+
+    Args:
+        effects: from `dpldm.ablation.effects`, of one data set and profile; may be empty.
+    """
+    added = [step for step in STEPS if step.without]
+    measured = [row for row in effects.to_dict("records") if row["name"] in {step.without for step in added}]
+    if not measured:
+        return "What each addition buys was not measured yet."
+    nearest = min((row["epsilon"] for row in measured), key=lambda value: abs(math.log(value / epsilon)))
+    lost = {row["name"]: row for row in measured if row["epsilon"] == nearest}
+    told = [f"{step.title.lower()} ({_bought(lost[step.without])})" for step in added if step.without in lost]
+    return f"At ε = {nearest:g}, on held-out images, each buys, compared with a run without it: {'; '.join(told)}."
+
+
+def _bought(lost: Mapping[str, Any]) -> str:
+    """'+0.4 % right, FID 11.8 lower', from what is lost without it."""
+    return f"{points_gained(-lost['cnn_gain'])}, {distance_change(-lost['fid_classifier_gain'])}"

@@ -463,6 +463,45 @@ def decimal(number: float) -> str:
 
 
 @_style()
+def headline(points: pd.DataFrame, title: str) -> Figure:
+    """Few lines of accuracy against ε, on an axis that is logarithmic in the share of images that are got wrong.
+
+    The card is narrow, so that letters stay readable on a phone.
+
+    Args:
+        points: from `dpldm.headline.lines`.
+        title: above the lines.
+
+    Raises:
+        ValueError: a column is missing, or nothing is there to draw.
+    """
+    _need(points, ["line", "epsilon", "accuracy", "mark"], "points")
+    if points.empty:
+        raise ValueError("points: expected at least one, got none; run something first")
+    figure, axes = _card(4.4, 4.8)
+    each = axes[0, 0]
+    errors = 100 * (1 - points["accuracy"]).clip(lower=1e-4)
+    _set_epsilon_axis(each.xaxis, list(points["epsilon"]))
+    each.set(yscale="log", ylim=(1.5 * errors.max(), errors.min() / 1.5), title=title, xlabel="privacy budget ε")
+    each.set_ylabel("test accuracy (%)")
+    for place, (name, rows) in enumerate(points.assign(error=errors).groupby("line", sort=False)):
+        look = {"color": PALETTE[place], "linestyle": LINES[place]}
+        if np.isinf(rows["epsilon"]).all():  # at no ε, so along all of them
+            each.axhline(rows["error"].mean(), label=name, linewidth=1.4, **look)
+            continue
+        each.plot(rows["epsilon"], rows["error"], label=name, marker=MARKERS[place], **look)
+        for _, point in rows.iterrows():
+            each.annotate(point["mark"], (point["epsilon"], point["error"]), (5, -11), textcoords="offset points")
+    each.yaxis.set_major_locator(
+        FixedLocator([100 - accuracy for accuracy in (10, 50, 80, 90, 95, 98, 99, 99.5, 99.9)])
+    )
+    each.yaxis.set_minor_locator(NullLocator())
+    each.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
+    figure.legend(loc="outside lower left", fontsize=9.5)
+    return figure
+
+
+@_style()
 def accuracy_against_epsilon(table: pd.DataFrame, published: pd.DataFrame | None = None, score: str = "cnn") -> Figure:
     """Test accuracy on real images against ε, one panel per dataset.
 
@@ -616,17 +655,19 @@ def budget_split(privacy: Mapping[str, Any], shares: Sequence[float]) -> Figure:
     return figure
 
 
-def _points(gain: float) -> str:
-    """
-    >>> _points(0.0031), _points(-0.0012), _points(0.0001)
+def points_gained(gain: float) -> str:
+    """A change of accuracy (of fractions of 1) as one reads it.
+
+    >>> points_gained(0.0031), points_gained(-0.0012), points_gained(0.0001)
     ('+0.3 % right', '−0.1 % right', 'as many right')
     """
     return "as many right" if abs(gain) < 0.0005 else f"{100 * gain:+.1f} % right".replace("-", "−")
 
 
-def _distance(change: float) -> str:
-    """
-    >>> _distance(-21.06), _distance(3.0), _distance(0.01)
+def distance_change(change: float) -> str:
+    """A change of a Fréchet distance as one reads it.
+
+    >>> distance_change(-21.06), distance_change(3.0), distance_change(0.01)
     ('FID 21.1 lower', 'FID 3.0 higher', 'the same FID')
     """
     return "the same FID" if abs(change) < 0.05 else f"FID {abs(change):.1f} {'lower' if change < 0 else 'higher'}"
@@ -661,7 +702,7 @@ def pipeline(steps: pd.DataFrame, epsilon: float) -> Figure:
         bars.text(
             step["share"] + 0.01, place, "free" if free else f"{100 * step['share']:.0f} %", va="center", fontsize=9
         )
-        words = f"{_points(step['cnn'])}\n{_distance(step['fid'])}" if measured else "–"
+        words = f"{points_gained(step['cnn'])}\n{distance_change(step['fid'])}" if measured else "–"
         gains.text(0.5, place, words, ha="center", va="center", fontsize=9)
     bars.barh(places, steps["share"], color=PALETTE[0], height=0.45)
     bars.set(xlim=(0, 1.35 * steps["share"].max()), title=f"share of ε = {epsilon:.3g}")
