@@ -106,8 +106,8 @@ def standing_in_words(points: pd.DataFrame) -> str:
         told = [_apart(own["accuracy"], other) for _, other in here.iloc[::-1].iterrows()]
         if told:
             reached = ACCURACY.reads.format(ACCURACY.shown(own["accuracy"]))
-            found.append(f"At ε = {own['epsilon']:g} this book's {reached} is {' and '.join(told)}.")
-    return " ".join(found).replace(" %", "\u00a0%")  # a sign stays with its number
+            found.append(f"At ε = {own['epsilon']:g} this book reaches {reached}: {' and '.join(told)}.")
+    return " ".join(found)
 
 
 def _apart(accuracy: float, other: pd.Series) -> str:

@@ -10,7 +10,6 @@ import pytest
 from dpldm import book, comparison, headline, methods, pipeline, plots
 
 PUBLISHED = comparison.read_published(book.ROOT / "book" / "published.csv").query("dataset == 'mnist'")
-DAGGERS = headline.LARGER + headline.REPEATED
 
 
 def runs(cnn, epsilon=10.0, profile="quick", public_data="", dataset="mnist"):
@@ -80,8 +79,8 @@ def test_figures_with_public_data_are_nobodys_best():
 )
 def test_ahead_and_behind_follow_the_figures(sinkhorn, best, said):
     text = headline.standing_in_words(points(published=quoted(**{"DP-Sinkhorn": sinkhorn, "Other": best})))
-    text = text.replace("\u00a0", " ")
-    assert text.startswith("At ε = 10 this book's 98.1 % is ")
+    assert text.startswith("At ε = 10 this book reaches 98.1 %: ")
+    assert repr(text) == f"'{text}'"  # glued into the page as it prints
     assert all(words in text for words in said), text
     assert "ε = 1 " not in text  # nobody has a figure there
 
@@ -162,6 +161,7 @@ def test_what_was_added_is_told_with_what_it_buys_whichever_way_that_is():
     assert "pushed (−1.0 % right, FID 3.0 higher)" in text
     assert text.count("(") == 2
     assert text.startswith("At ε = 10,")
+    assert repr(text) == f"'{text}'"
 
 
 def test_additions_are_told_at_the_nearest_measured_budget():
