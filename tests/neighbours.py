@@ -7,12 +7,14 @@ drawn images, steps, what is charged. DP-SGD is examined where it starts, with t
 loss and gradient must be its own, and a step must release their clipped sum.
 """
 
+import ast
 import copy
 import inspect
+import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,6 +154,8 @@ class Course:
     facts: dict[str, Any] = field(default_factory=dict)
     steps: list[tuple[str, float]] = field(default_factory=list)
     readers: set[tuple[str, str]] = field(default_factory=set)
+    rates: set[float] = field(default_factory=set)
+    examined: set[Mechanism] = field(default_factory=set)
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -193,11 +197,11 @@ def follow(
         return one.value if answers is None or turn >= len(answers) else answers[turn]
 
     with ExitStack() as stack:
-        for target, name, value in _public_chance(len(data), alone):
+        for target, name, value in _public_chance(len(data), alone, course.rates):
             stack.enter_context(patch.object(target, name, value))
         stack.enter_context(_remembered_readers(course.readers))
         if answers is None:
-            stack.enter_context(_examined_descents(course.complaints))
+            stack.enter_context(_examined_descents(course))
         course.releases = stack.enter_context(watched(answer))
         record = experiment.run(asked, Folders(place / "records", place / "runs"), _Told(course.steps))
     folder = place / "runs" / Path(results.record_name(record)).stem
@@ -206,15 +210,16 @@ def follow(
     return course
 
 
-def _public_chance(present: int, alone: bool) -> Iterator[tuple[Any, str, Any]]:
+def _public_chance(present: int, alone: bool, rates: set[float]) -> Iterator[tuple[Any, str, Any]]:
     """What makes runs comparable: the operating system draws the same for all, all images that are there (or the added
-    one alone) take part in every sample, and the public number of images is the same."""
+    one alone) take part in every sample, and the public number of images is the same. ``rates``: those asked for."""
+
+    def poisson_mask(self: NoiseSource, n: int, sample_rate: float) -> Tensor:
+        rates.add(sample_rate)
+        return torch.arange(n) >= N if alone else torch.arange(n) < present
+
     yield NoiseSource, "secure", lambda: NoiseSource.seeded(1)
-    yield (
-        NoiseSource,
-        "poisson_mask",
-        lambda self, n, rate: torch.arange(n) >= N if alone else torch.arange(n) < present,
-    )
+    yield NoiseSource, "poisson_mask", poisson_mask
     yield secrets, "randbits", lambda bits: 2
     yield PrivateData, "__len__", lambda self: N
     yield results, "_commit", lambda root: "0" * 40
@@ -246,7 +251,7 @@ def _remembered_readers(readers: set[tuple[str, str]]) -> Iterator[None]:
 
     def remembering(self: PrivateData, mechanism: Mechanism) -> tuple[Tensor, Tensor]:
         caller = sys._getframe(1).f_code
-        readers.add((str(Path(caller.co_filename).relative_to(LIBRARY)), caller.co_qualname))
+        readers.add((caller.co_filename.removeprefix(f"{LIBRARY}{os.sep}"), caller.co_qualname))
         return read(self, mechanism)
 
     with patch.object(PrivateData, "read", remembering):
@@ -321,7 +326,7 @@ def examined(network: nn.Module, loss: training.PerExampleLoss, mechanism: Mecha
 
 
 @contextmanager
-def _examined_descents(complaints: list[str]) -> Iterator[None]:
+def _examined_descents(course: Course) -> Iterator[None]:
     """Every DP-SGD inside the block is examined before it starts, after it has had no step yet."""
     real = training.fit_private
 
@@ -347,7 +352,8 @@ def _examined_descents(complaints: list[str]) -> Iterator[None]:
 
         chance = [torch.get_rng_state()]
         chance += [one.get_state() for one in _generators(loss)]
-        complaints.extend(examined(network, loss, mechanism, step))
+        course.complaints.extend(examined(network, loss, mechanism, step))
+        course.examined.add(mechanism)
         torch.set_rng_state(chance[0])
         for one, state in zip(_generators(loss), chance[1:], strict=True):
             one.set_state(state)
@@ -368,6 +374,9 @@ def _generators(loss: training.PerExampleLoss) -> list[torch.Generator]:
 def complaints_about(base: Course) -> list[str]:
     """What a single run shows: DP-SGD, and whether each release is charged, with the noise that is charged."""
     found = list(base.complaints)
+    found += [f"samples at {rate:.4g}" for rate in base.rates - {one.sample_rate for one in base.mechanisms}]
+    descents = {one.mechanism for one in base.releases if one.gradients}
+    found += [f"{mechanism.name}: gradients by another way" for mechanism in descents - base.examined]
     charged = Counter[Mechanism]()
     for mechanism in base.mechanisms:
         charged[mechanism] += mechanism.steps
@@ -381,13 +390,14 @@ def complaints_about(base: Course) -> list[str]:
     return found
 
 
-def complaints_about_pair(base: Course, other: Course) -> list[str]:
-    """What moves between two neighbours although it may not, one line each; ``other`` was answered like ``base``."""
+def complaints_about_pair(base: Course, other: Course, strangers: bool = False) -> list[str]:
+    """What moves between two neighbours although it may not, one line each; ``other`` was answered like ``base``.
+    With ``strangers`` all images differ, so what goes into mechanisms may."""
     if [one.mechanism for one in base.releases] != [one.mechanism for one in other.releases]:
         return [f"{len(base.releases)} releases become {len(other.releases)}, or others"]
     found = []
     for turn, (one, another) in enumerate(zip(base.releases, other.releases, strict=True)):
-        if one.gradients:
+        if one.gradients or strangers:
             continue  # examined by itself: what is random of the others depends on who takes part
         moved, bound = _distance(one.value, another.value), one.mechanism.sensitivity
         if not moved <= bound * (1 + ROUNDING):
@@ -416,6 +426,8 @@ def check(name: str, place: Path) -> Iterator[str]:
     case, data = cases()[name], pictures()
     base = follow(data, case, place / "base")
     yield from complaints_about(base)
+    strangers = follow(pictures(seed=1), case, place / "strangers", [one.released for one in base.releases])
+    yield from (f"strangers: {line}" for line in complaints_about_pair(base, strangers, strangers=True))
     yield from _complaints_about_neighbours(base, data, case, place)
     if any(one.mechanism.sample_rate < 1 and not one.gradients for one in base.releases):
         nobody = follow(data, case, place / "nobody", alone=True)
@@ -437,3 +449,50 @@ def _complaints_about_neighbours(
             yield f"{who}: the run ends otherwise ({error})"
             continue
         yield from (f"{who}{', alone' * alone}: {line}" for line in complaints_about_pair(base, other))
+
+
+# --- who reads private images -----------------------------------------------------------------------------------------
+
+
+def reading(folder: Path = LIBRARY) -> set[tuple[str, str]]:
+    """File and name of all functions in a folder that may read private images, as in `Course.readers`: those that call
+    ``x.read(y)`` where x is no module and no open file, in files that name the guard, as type checks make them."""
+    return {place for path in folder.rglob("*.py") for place in _reading(path, str(path.relative_to(folder)))}
+
+
+def _reading(path: Path, file: str) -> Iterator[tuple[str, str]]:
+    source = path.read_text(encoding="utf-8")
+    tree, others = ast.parse(source), set()
+    if PrivateData.__name__ not in source:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            others |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
+            others.add(node.optional_vars.id)
+
+    def walk(node: ast.AST, inside: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and child.func.attr == "read":
+                known = isinstance(child.func.value, ast.Name) and child.func.value.id in others
+                if child.args and not known:
+                    yield file, ".".join(inside).removesuffix(".<locals>")
+            if isinstance(child, ast.ClassDef):
+                yield from walk(child, (*inside, child.name))
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from walk(child, (*inside, child.name, "<locals>"))
+            else:
+                yield from walk(child, inside)
+
+    yield from walk(tree, ())
+
+
+def yardsticks() -> set[str]:
+    """Names of classes that are built without privacy only."""
+    built = {private: {m.build for m in methods.METHODS.values() if m.private == private} for private in (True, False)}
+    return {build.__name__ for build in built[False] - built[True]}
+
+
+def unread(readers: Collection[tuple[str, str]], folder: Path = LIBRARY) -> set[tuple[str, str]]:
+    """Functions of a folder that may read private images and are not among ``readers``, yardsticks aside."""
+    return {place for place in reading(folder) - set(readers) if place[1].split(".")[0] not in yardsticks()}
