@@ -47,6 +47,7 @@ from dpldm.training import FitSettings
 CONFIDENCE = 0.95
 _SHARES = (0.02, 0.1, 0.4, 1.0)  # of canaries on which a one-run attacker guesses; fixed before the scores are seen
 _LARGEST_EPSILON = 40.0
+GRADIENT_CANARIES = 2_000  # in the audit of a method, for each of its DP-SGDs
 _ANOTHER_SEED = 500_000_000  # of what the attacker makes himself: he does not know the seed of the run
 
 # --- lower bounds -----------------------------------------------------------------------------------------------------
@@ -125,6 +126,21 @@ def one_run_bound(
         if best.guesses == 0 or epsilon > best.epsilon_lower:
             best = LowerBound(epsilon, confidence, delta, "one run", 2 * half, correct)
     return best
+
+
+def one_run_power(
+    canaries: int, delta: float, confidence: float = CONFIDENCE, shares: Sequence[float] = _SHARES
+) -> float:
+    """The largest bound that `one_run_bound` could give: that of an attacker whose guesses are all right.
+
+    A claim above it can't be disproved with so few canaries, however wrong it is.
+
+    >>> one_run_power(20, 1e-5) < one_run_power(400, 1e-5)
+    True
+    """
+    guesses = (2 * max(1, round(share * canaries / 2)) for share in shares)
+    level = (1 - confidence) / len(shares)
+    return max(_largest_rejected(canaries, count, count, delta, level) for count in guesses)
 
 
 def _largest_rejected(canaries: int, guesses: int, correct: int, delta: float, level: float) -> float:
@@ -607,6 +623,19 @@ class Audit:
         return max(self.bounds, key=lambda name: self.bounds[name].epsilon_lower)
 
     @property
+    def power(self) -> float:
+        """The largest ε that attacks by canaries among the images could have proved, had every guess been right."""
+        return self._power(self.canaries)
+
+    @property
+    def gradient_power(self) -> float:
+        """The same for attacks by gradients on DP-SGD."""
+        return self._power(GRADIENT_CANARIES)
+
+    def _power(self, canaries: int) -> float:
+        return one_run_power(canaries, self.delta, 1 - (1 - self.confidence) / len(self.bounds))
+
+    @property
     def contradicted(self) -> bool:
         """Whether any attack disproves the claim."""
         return self.bounds[self.strongest].contradicts(self.epsilon_claimed)
@@ -673,7 +702,7 @@ def audit_method(
     found["statistics, doubted"] = CanaryScores(doubting, included)
     for mechanism in ledger.mechanisms:
         if mechanism.sample_rate < 1:
-            found[mechanism.name] = gradient_canaries(mechanism, 2000, seed + 3)
+            found[mechanism.name] = gradient_canaries(mechanism, GRADIENT_CANARIES, seed + 3)
 
     each = 1 - (1 - confidence) / len(found)
     bounds = {name: one_run_bound(scores, spec.delta, each) for name, scores in found.items()}
@@ -692,7 +721,11 @@ def in_words(found: Audit) -> list[str]:
         lines.append(f"  ε ≥ {bound.epsilon_lower:<6.3f} {name:<24} {bound.correct} of {bound.guesses} guesses right")
     strongest = found.bounds[found.strongest].epsilon_lower
     verdict = "above the claim: DISPROVED" if found.contradicted else "below the claim, which is not disproved"
-    return [*lines, f"lower bound: ε ≥ {strongest:.3f}, {verdict}", f"time: {found.seconds:.0f} s"]
+    power = (
+        f"if every guess had been right: ε ≥ {found.power:.3f} by {found.canaries} images, "
+        f"{found.gradient_power:.3f} by {GRADIENT_CANARIES:,} gradients, and no more"
+    )
+    return [*lines, power, f"lower bound: ε ≥ {strongest:.3f}, {verdict}", f"time: {found.seconds:.0f} s"]
 
 
 def _ones(examples: Examples) -> Iterator[Examples]:

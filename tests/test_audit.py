@@ -748,6 +748,18 @@ def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
     assert lines[-1].endswith(" s")
 
 
+def test_audit_states_its_power_beside_its_verdict(honest_audit):
+    """What an attacker would prove who is right about every coin; more with more canaries."""
+    knows = torch.arange(100) % 2 == 0
+    each = 1 - 0.05 / len(honest_audit.bounds)
+    perfect = audit.one_run_bound(audit.CanaryScores(knows.double(), knows), honest_audit.delta, each)
+    assert honest_audit.power == pytest.approx(perfect.epsilon_lower, abs=1e-5)
+    assert honest_audit.gradient_power > honest_audit.power > 1
+    power, verdict = audit.in_words(honest_audit)[-3:-1]
+    assert f"ε ≥ {honest_audit.power:.3f} by 100 images" in power
+    assert verdict.startswith("lower bound")
+
+
 def test_audit_of_a_method_whose_statistics_have_no_noise_disproves_it():
     with watched(without_noise_on_statistics):
         found = method_audit(1.0, canaries=60)
