@@ -115,3 +115,8 @@ print(f"neighbours: {RELATION}", "public: " + "; ".join(PUBLIC), sep="\n")
 assert float(train.images.min()) == 0
 assert float(train.images.max()) == 1
 assert data.check(test) is test
+assert (
+    max(max(some) / min(some) for some in (values.tolist() for values in counts.values())) < 1.5
+)  # about equally large
+black, between = (train.images < 0.1).double().mean(), ((train.images > 0.3) & (train.images < 0.7)).double().mean()
+assert black > 0.4 > 2 * between  # not at all Gaussian

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from dpldm import diffusion, experiment, plots
+from dpldm import ablation, diffusion, experiment, plots, recipes
 from dpldm.energies import whitened
 from dpldm.experiment import Experiment, Folders
 from dpldm.finishing import finish
@@ -347,3 +347,13 @@ assert accountants["prv"] <= epsilon
 assert abs(accountants["prv"] - record["privacy"]["epsilon"]) < 1e-9 * epsilon
 assert abs(accountants["pld"] / accountants["prv"] - 1) < 0.02
 assert accountants["rdp"] >= accountants["prv"]
+if profile != "smoke":  # the sentences about small budgets and about digits are those of the recipes
+    scarce = recipes.band(epsilon) == "scarce"
+    assert (settings.selects, settings.moves) == (not scarce, not scarce)
+    assert settings.matching.image_share == (1.0 if scarce else 0.5) if settings.matches else not scarce
+    assert settings.matches == (scarce or dataset == "mnist")
+effects = ablation.effects(ablation.table(map(ablation.of_today, ablation.read_all(Path("book/ablation")))))
+unpushed = effects[effects["name"] == "no-push"].set_index("dataset")
+assert (unpushed["fid_classifier_gain"] > 0).all()  # the push brings images nearer
+assert (unpushed.loc["fashion_mnist", "cnn_gain"] < -0.01).all()  # CNNs learn more from garments
+assert (unpushed.loc["mnist", "cnn_gain"].abs() < 0.002).all()  # and about as much from digits

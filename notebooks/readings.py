@@ -168,3 +168,4 @@ assert max(ledgers["B"], ledgers["C"]) <= epsilon
 assert bounds["A"].contradicts(claim)
 assert not bounds["B"].contradicts(claim)
 assert not bounds["C"].contradicts(claim)
+assert right["B"] < right["C"] or profile == "smoke" or epsilon < 1  # private and weak
