@@ -412,6 +412,7 @@ def _own_sums(train: ImageData, test: ImageData | None, folders: Folders) -> dic
 def _secret(runs: Path) -> bytes:
     path = runs / ".secret"
     if not path.exists():
+        results.check_writable(runs)
         runs.mkdir(parents=True, exist_ok=True)
         with _locked(runs / ".secret.lock"):
             if not path.exists():

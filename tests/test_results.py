@@ -374,7 +374,7 @@ def test_the_text_is_aligned_rounded_and_names_its_records():
     ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (164.5, "2 min 44 s"), (7260, "2 h 01 min")]
 )
 def test_durations(seconds, text):
-    assert results._duration(seconds) == text
+    assert results.duration(seconds) == text
 
 
 # --- the environment ---
