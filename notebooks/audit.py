@@ -151,7 +151,7 @@ table(statistics_bounds, dict.fromkeys(statistics, epsilon))
 # %% [markdown]
 # ## Canaries in the gradients
 #
-# The fifth mechanism is DP-SGD. Here a canary is a direction of its own: an example whose gradient is one coordinate,
+# DP-SGD releases a noisy gradient in every step. Here a canary is a direction of its own: an example whose gradient is one coordinate,
 # ten times as long as the clipping norm. The attacker sees all noisy gradients, as the proof allows.
 
 # %%

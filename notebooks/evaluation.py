@@ -63,7 +63,7 @@ train, test = data.load(dataset, "train"), data.load(dataset, "test")
 real_rows = torch.cat([(train.labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 rows = torch.cat([(labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 
-# %% mystnb={"figure": {"caption": "The first real and the first synthetic images of every class. Nothing was selected.", "name": "fig-real-synthetic"}, "image": {"alt": "Real images at the left and synthetic images at the right, one row per class; the synthetic ones are softer."}}
+# %% mystnb={"figure": {"caption": "The first real and the first synthetic images of every class. Nothing was selected.", "name": "fig-real-synthetic"}, "image": {"alt": "Real images at the left and synthetic images at the right, one row per class."}}
 sides = train.images[real_rows], images[rows]
 plots.real_beside_synthetic(*sides, labels[rows], train.class_names)
 

@@ -223,6 +223,10 @@ print(guard, guard.reads, f"spent so far: ε = {ledger.epsilon(delta):.4g}", sep
 assert abs(measured_delta - visible_delta) < 5e-4
 assert gaussian_epsilon(own_noise, delta) <= epsilon
 assert ledger.epsilon(delta) <= epsilon
+assert abs(multipliers[0] / multipliers[1] / 2 - 1) < 0.1  # half the ε takes twice the noise
+assert multipliers[-1] < 0.5  # a little noise
 assert all(exact <= added for exact, added in zip(composed, added_up, strict=True))
+assert composed[-1] < 2 * (asked[-1] / asked[0]) ** 0.5 * composed[0] < added_up[-1] / 5  # like the root, far below
+assert prv == sorted(prv)
 assert all(tight <= loose for tight, loose in zip(prv, rdp, strict=True))
 assert all(reached <= allowed for reached, allowed in zip(best, bounds, strict=True))

@@ -63,7 +63,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 #
 # ## Same data, same claim
 #
-# A few thousand images are enough to see the difference; with all of them B and C would do better.
+# A few thousand images are enough to see the difference; runs on all of them are on [the comparison](comparison.ipynb).
 
 # %%
 train, test = data.load(dataset, "train"), data.load(dataset, "test")
