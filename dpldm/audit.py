@@ -8,11 +8,13 @@ Attackers here know much: all images but the canaries, the canaries themselves, 
 They don't know the noise. A canary that is left out adds nothing while the public number of images stays as it is.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +25,7 @@ from scipy.optimize import brentq
 from scipy.special import bdtrc, expit, ndtri
 from torch import Tensor, nn
 
-from dpldm import compression, denoiser, diffusion, mixture, training
+from dpldm import compression, denoiser, diffusion, experiment, mixture, selection, training, transport
 from dpldm.baselines import ClassGaussianSettings, NoisedLatents
 from dpldm.privacy import (
     Allowance,
@@ -606,7 +608,8 @@ class Audit:
     """What several attacks on one fit prove together.
 
     ``epsilon_claimed``: ε of the fit's own ledger. ``bounds``: attack → lower bound; with probability ``confidence``
-    over the run, none of them lies above the true ε. ``images``, ``canaries``: how many there were.
+    over the run, none of them lies above the true ε. ``images``, ``canaries``: how many there were. ``told``: what
+    tells of single images beside the mechanisms, so that no ε holds at all; empty if the audit found nothing.
     """
 
     epsilon_claimed: float
@@ -616,6 +619,7 @@ class Audit:
     images: int
     canaries: int
     seconds: float
+    told: tuple[str, ...] = ()
 
     @property
     def strongest(self) -> str:
@@ -638,7 +642,7 @@ class Audit:
     @property
     def contradicted(self) -> bool:
         """Whether any attack disproves the claim."""
-        return self.bounds[self.strongest].contradicts(self.epsilon_claimed)
+        return bool(self.told) or self.bounds[self.strongest].contradicts(self.epsilon_claimed)
 
 
 def audit_method(
@@ -657,8 +661,11 @@ def audit_method(
     - on each full-batch mechanism, and on all of them together: the attacker sees what was released and knows all
       images but the coins (`statistics_in_one_run`), and once more by one who doubts that there is noise;
     - on each DP-SGD of the ledger: gradients of the clipping norm (`gradient_canaries`), 2,000 of them;
-    - on the saved model: "loss" and "moments" (`model_in_one_run`).
+    - on the saved model: "loss" and "moments" (`model_in_one_run`);
+    - on what is beside the mechanisms: the public draws of a secure run, which may not follow from who takes part, and
+      what later stages learn from synthetic images, which may follow from the releases alone.
 
+    The fit is seeded as `experiment.run` seeds a secure one, with its noise seeded as well, so that it can be replayed.
     The confidence is divided among the attacks (Bonferroni). Seeds: ``seed`` of the fit, the coins and the canaries.
 
     Raises:
@@ -677,24 +684,32 @@ def audit_method(
     odd = Examples(odd_images(canaries, (channels, height, width), seed + 1), labels, examples.num_classes)
     included = coins(canaries, seed + 2)
 
-    spec = replace(spec, secure_mode=False)  # a replay needs the same first components
+    seeded = replace(spec, secure_mode=False)  # a replay needs the same first components
 
-    def build(seed: int) -> LatentDiffusion:
-        return LatentDiffusion((channels, height, width), examples.num_classes, settings, spec, seed)
+    def build(part: Examples, seed: int) -> LatentDiffusion:
+        shape, its_seed = (channels, height, width), _seed_of_a_secure_run(part, settings, spec, seed)
+        return LatentDiffusion(shape, examples.num_classes, settings, seeded, its_seed)
 
     def fitted(part: Examples, seed: int) -> tuple[LatentDiffusion, list[Release], Ledger]:
-        synthesizer, guard = build(seed), guarded(part, n)
+        synthesizer, guard = build(part, seed), guarded(part, n)
+        synthesizer.check(n)
         with watched() as seen, _only_the_first(len(part)):
-            synthesizer.fit(guard)
+            for stage in synthesizer.stages:
+                for _ in synthesizer.fit_stage(stage, guard):
+                    pass
+                _take_up(synthesizer, stage, synthesizer)
         return synthesizer, full_batch(seen), guard.ledger
 
-    attacked, releases, ledger = fitted(known + odd[included], seed)
+    taking_part = known + odd[included]
+    attacked, releases, ledger = fitted(taking_part, seed)
     reference = fitted(known, seed + _ANOTHER_SEED)[0]
     found = _model_attacks(attacked, reference, known, odd, included, len(known) + canaries // 2)
     found = {f"saved model, {name}": scores for name, scores in found.items()}
 
     answers = [release.released for release in releases]
-    replays = [_replay(build(seed), part, n, attacked, answers, ledger) for part in (known, *_ones(odd))]
+    told = [] if build(taking_part[1:], seed).seed == attacked.seed else ["public draws"]
+    told += _what_else_moved(build(taking_part, seed), known, n, attacked, answers, ledger)
+    replays = [_replay(build(taking_part, seed), part, n, attacked, answers, ledger) for part in (known, *_ones(odd))]
     evidence = _weigh(releases, ledger, replays[0], replays[1:])
     evidence["all statistics"] = evidence.pop("all")
     found |= {name: CanaryScores(_decode(one, 1.0).float(), included) for name, one in evidence.items()}
@@ -707,7 +722,23 @@ def audit_method(
     each = 1 - (1 - confidence) / len(found)
     bounds = {name: one_run_bound(scores, spec.delta, each) for name, scores in found.items()}
     claimed, seconds = ledger.epsilon(spec.delta), time.monotonic() - start
-    return Audit(claimed, spec.delta, confidence, bounds, n, canaries, seconds)
+    return Audit(claimed, spec.delta, confidence, bounds, n, canaries, seconds, tuple(told))
+
+
+def _seed_of_a_secure_run(part: Examples, settings: SynthesisSettings, spec: PrivacySpec, seed: int) -> int:
+    """Of all that is public in a secure run on these images."""
+    asked = experiment.Experiment(
+        Path("audited"),
+        spec.epsilon,
+        noise_multiplier=spec.noise_multiplier,
+        delta=spec.delta,
+        secure_mode=True,
+        seed=seed % experiment.LARGEST_SEED,
+        settings=settings,
+    )
+    content = {"images": part.images, "labels": part.labels}
+    sums = {name: hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() for name, value in content.items()}
+    return experiment.fit_seed(asked, sums)
 
 
 def in_words(found: Audit) -> list[str]:
@@ -719,8 +750,12 @@ def in_words(found: Audit) -> list[str]:
     ]
     for name, bound in found.bounds.items():
         lines.append(f"  ε ≥ {bound.epsilon_lower:<6.3f} {name:<24} {bound.correct} of {bound.guesses} guesses right")
+    beside = f"{' and '.join(found.told)} tell of single images, so no ε holds" if found.told else "nothing moves"
+    lines.append(f"beside the mechanisms: {beside}")
     strongest = found.bounds[found.strongest].epsilon_lower
-    verdict = "above the claim: DISPROVED" if found.contradicted else "below the claim, which is not disproved"
+    verdict = "below the claim, which is not disproved"
+    if found.contradicted:
+        verdict = "but the claim is DISPROVED" if found.told else "above the claim: DISPROVED"
     power = (
         f"if every guess had been right: ε ≥ {found.power:.3f} by {found.canaries} images, "
         f"{found.gradient_power:.3f} by {GRADIENT_CANARIES:,} gradients, and no more"
@@ -742,20 +777,61 @@ def _replay(
     ledger: Ledger,
 ) -> list[Tensor]:
     """What ``part`` alone puts into each full-batch mechanism of a run that releases ``answers``; no DP-SGD is done."""
-    last = 0
-    with watched(in_turn(answers)) as seen, _only_the_first(len(part)):
-        guard = guarded(part, n)
-        for stage in synthesizer.stages:
-            last += sum(m.steps for m in ledger.mechanisms if m.stage == stage and m.sample_rate == 1)
-            # what comes from synthetic images follows from the answers alone: the same for all, not computed for each
+    with watched(in_turn(answers)) as seen:
+        for stage in _replayed(synthesizer, part, n, attacked, seen, ledger, take_over=True):
+            _take_up(synthesizer, stage, attacked)
+    return _values(full_batch(seen))
+
+
+def _what_else_moved(
+    synthesizer: LatentDiffusion,
+    part: Examples,
+    n: int,
+    attacked: LatentDiffusion,
+    answers: Sequence[Tensor],
+    ledger: Ledger,
+) -> list[str]:
+    """What other images (``part``) change in a run that releases the same ``answers``: of all that comes from synthetic
+    images, which `_replay` takes over from the attacked run because it is the same for all, nothing may."""
+    moved = []
+    learned = {selection.STAGE: "selector", transport.STAGE: "transport"}
+    with watched(in_turn(answers)) as seen:
+        for stage in _replayed(synthesizer, part, n, attacked, seen, ledger, take_over=False):
+            if stage in learned:
+                ours, theirs = (getattr(one, learned[stage]) for one in (synthesizer, attacked))
+                if not (torch.equal(ours.mean, theirs.mean) and torch.equal(ours.axes, theirs.axes)):
+                    moved.append(f"features of the {stage}")
+            _take_up(synthesizer, stage, attacked)
+    return moved
+
+
+def _take_up(synthesizer: LatentDiffusion, stage: str, fitted: LatentDiffusion) -> None:
+    """Go on from a finished stage as a run does from its file: how tensors lie in memory changes the last digits."""
+    synthesizer.restore(stage, {name: value.contiguous().clone() for name, value in fitted.state(stage).items()})
+
+
+def _replayed(
+    synthesizer: LatentDiffusion,
+    part: Examples,
+    n: int,
+    attacked: LatentDiffusion,
+    seen: list[Release],
+    ledger: Ledger,
+    take_over: bool,
+) -> Iterator[str]:
+    """Each stage after its last full-batch release; the caller then restores it."""
+    last, guard = 0, guarded(part, n)
+    for stage in synthesizer.stages:
+        last += sum(m.steps for m in ledger.mechanisms if m.stage == stage and m.sample_rate == 1)
+        if take_over:
             synthesizer.selector.restore(attacked.selector.state())
             synthesizer.transport.restore(attacked.transport.state())
-            if len(full_batch(seen)) < last:
+        if len(full_batch(seen)) < last:
+            with _only_the_first(len(part)):
                 for _ in synthesizer.fit_stage(stage, guard):
                     if len(full_batch(seen)) == last:
                         break
-            synthesizer.restore(stage, attacked.state(stage))
-    return _values(full_batch(seen))
+        yield stage
 
 
 # --- three readings of the paper --------------------------------------------------------------------------------------

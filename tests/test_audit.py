@@ -14,12 +14,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from dpldm import (
-    audit,
-    compression,
-    privacy,
-    training,
-)
+from dpldm import audit, compression, experiment, privacy, selection, training
 from dpldm.audit import (
     CanaryScores,
     Examples,
@@ -263,7 +258,7 @@ def test_readings_b_and_c_stay_within_their_claim(readings, name):
 
 def test_reading_a_is_never_sampled_under_a_privacy_label(tmp_path, capsys):
     """Somebody saves reading A with the ledger of its encoder, which is private, and asks for labelled images."""
-    from dpldm import cli, experiment
+    from dpldm import cli
 
     spec, settings = PrivacySpec(epsilon=1.0), small()
     synthesizer = audit.reading("A", toy(100), settings, spec, seed=0).synthesizer
@@ -733,6 +728,7 @@ def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
     assert "95% confidence" in lines[1]
     for name, bound in honest_audit.bounds.items():
         assert any(name in line and f"{bound.correct} of {bound.guesses}" in line for line in lines)
+    assert "beside the mechanisms: nothing moves" in lines
     assert "not disproved" in lines[-2]
     wrong = replace(honest_audit, epsilon_claimed=1e-3)
     assert wrong.contradicted
@@ -808,6 +804,32 @@ def test_the_command_prints_the_audit_and_fails_where_it_disproves_the_claim(mon
     assert cli.main(["audit", "--profile", "big"]) == 2
     assert cli.main(["audit", "--canaries", "5", "--profile", "smoke"]) == 2
     assert "expected 20 canaries or more" in capsys.readouterr().err
+
+
+def test_audit_sees_a_seed_that_tells_who_took_part(monkeypatch):
+    """The fault that no canary shows: the noise is there, and what is public names the images."""
+    seed_of = experiment.fit_seed
+    monkeypatch.setattr(experiment, "fit_seed", lambda asked, sums: seed_of(replace(asked, secure_mode=False), sums))
+    found = method_audit(1.0, canaries=20)
+    assert found.told == ("public draws",)
+    assert found.contradicted
+    lines = "\n".join(audit.in_words(found))
+    assert "beside the mechanisms: public draws tell of single images, so no ε holds" in lines
+    assert "DISPROVED" in lines
+
+
+def test_audit_sees_features_that_are_scaled_by_private_images(monkeypatch):
+    read, whitening, private = PrivateData.read, selection.whitening, []
+
+    def remembering(self, mechanism):
+        images, labels = read(self, mechanism)
+        private.append(images)
+        return images, labels
+
+    monkeypatch.setattr(PrivateData, "read", remembering)
+    monkeypatch.setattr(selection, "whitening", lambda images, dim: whitening(images * private[-1].mean(), dim))
+    seen = method_audit(1.0, canaries=20)
+    assert seen.told == ("features of the selection",)
 
 
 def test_blank_images_take_part_in_no_batch():
