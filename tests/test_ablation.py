@@ -29,7 +29,7 @@ def bars(monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, split, *_: made if split == "train" else test)
     monkeypatch.setattr(results, "_commit", lambda root: "0" * 40)
     scoring = replace(evaluation.EVALUATION["smoke"], classifier_seeds=1, cnn_epochs=3, mlp_epochs=3)
-    monkeypatch.setitem(methods.PROFILES, "smoke", methods.Profile(None, 900, scoring))
+    monkeypatch.setitem(methods.PROFILES, "smoke", methods.Profile("toy", None, 900, scoring))
     return made
 
 

@@ -24,6 +24,7 @@ import submissions as prepared
 
 from dpldm.coursework import __main__ as command
 from dpldm.coursework import checks, grading, late, masters, pages, release, reports, sandbox, submissions, worker
+from dpldm.coursework.__main__ import main
 from dpldm.coursework.checks import Answer, Broken, Finding, Student, judge
 from dpldm.coursework.masters import CourseworkError
 from dpldm.coursework.sandbox import Limits, Sandbox, Stopped
@@ -148,6 +149,12 @@ def test_release_refuses_to_hand_out_a_line_that_is_secret(tmp_path, where):
     notebook.cells[3].source += "\n" + secret
     with pytest.raises(CourseworkError, match="handed out"):
         release.check_nothing_leaks(assignment, notebook, [secret])
+
+
+def test_all_assignments_can_be_handed_out_beside_all_hidden_checks(tmp_path, capsys):
+    """An import that a hidden check shares with a longer one in a master tells nothing."""
+    assert main(["release", "--to", str(tmp_path)]) == 0
+    assert len(list(tmp_path.iterdir())) == 2 * len(ALL), capsys.readouterr()
 
 
 def test_each_student_gets_own_numbers_that_only_the_secret_tells(tmp_path):
