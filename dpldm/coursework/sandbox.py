@@ -58,6 +58,9 @@ class Limits:
     answer_bytes: int = 16 << 20
 
 
+SCRATCH = "/tmp/scratch"  # in the root that the walls build, which is not this machine's
+
+
 def _visible() -> list[str]:
     """The files of Python, of its packages and of this library, but neither masters nor checks nor data."""
     return sorted({os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix, str(PACKAGE)})
@@ -67,7 +70,7 @@ def _command(walls: bool, root: str) -> list[str]:
     worker = [sys.executable, "-P", str(HERE / "worker.py")]
     if not walls:
         return worker
-    asked = {"root": root, "visible": _visible(), "scratch": "/tmp/work", "scratch_bytes": Limits.scratch_bytes}
+    asked = {"root": root, "visible": _visible(), "scratch": SCRATCH, "scratch_bytes": Limits.scratch_bytes}
     first = [sys.executable, "-P", str(HERE / "walls.py"), json.dumps({**asked, "command": worker})]
     return ["unshare", *NAMESPACES, "--", *first]
 
@@ -109,7 +112,7 @@ class Sandbox:
         self._process = subprocess.Popen(
             _command(walls, str(root)),
             cwd=scratch,
-            env=self._environment("/tmp/work" if walls else str(scratch)),
+            env=self._environment(SCRATCH if walls else str(scratch)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
