@@ -10,19 +10,19 @@ that `import dpldm` takes no time.
 __version__ = "0.1.0"
 
 EXPORTS = {  # name -> the module that has it
-    "Experiment": "experiment",
-    "Folders": "experiment",
-    "ImageData": "data",
-    "LatentDiffusion": "synthesis",
-    "Ledger": "privacy",
-    "PrivacySpec": "privacy",
-    "PrivateData": "privacy",
-    "SynthesisSettings": "synthesis",
-    "evaluate": "evaluation",
-    "load": "data",
-    "load_own": "data",
-    "load_synthesizer": "experiment",
-    "run": "experiment",
+    "Experiment": "runs.experiment",
+    "Folders": "runs.experiment",
+    "ImageData": "data.images",
+    "LatentDiffusion": "method.synthesizer",
+    "Ledger": "privacy.accounting",
+    "PrivacySpec": "privacy.mechanisms",
+    "PrivateData": "privacy.guard",
+    "SynthesisSettings": "method.settings",
+    "evaluate": "evaluation.protocol",
+    "load": "data.datasets",
+    "load_own": "data.own",
+    "load_synthesizer": "runs.saved",
+    "run": "runs.run",
     "settings_for": "recipes",
 }
 

@@ -1,4 +1,4 @@
-"""The command `dpldm`: thin doors to the library.
+"""The command `dpldm`: its options, its help, and its last words.
 
 The library is imported inside the commands, so that help and mistyped options are answered at once.
 """
@@ -7,18 +7,39 @@ import argparse
 import codecs
 import difflib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpldm import __version__
+from dpldm.commands import (
+    ABLATION,
+    BOOK_RECORDS,
+    DATASETS,
+    DEFAULT_EPSILON,
+    METHODS,
+    PROFILES,
+    RECORDS,
+    RUNS,
+    YARDSTICKS,
+    audit_method,
+    build_book,
+    draw_samples,
+    evaluate_images,
+    publish_record,
+    run_ablation,
+    run_experiment,
+    run_sweep,
+    show_data,
+    show_privacy,
+    show_records,
+)
 
 if TYPE_CHECKING:
-    from dpldm.experiment import Experiment
-    from dpldm.settings import SamplingSettings
+    pass
+
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -37,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `dpldm records | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, MemoryError, OverflowError) as error:
-        print(f"dpldm: {_one_line(error)}", file=sys.stderr)
+        print(f"dpldm: {_last_words(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as interrupt:
         print(f"\ndpldm: {str(interrupt) or 'stopped; the same command begins again'}", file=sys.stderr)
@@ -98,7 +119,7 @@ def _shortly(number: int) -> str:
     return text if len(text) <= 20 else f"a number of {len(text)} digits"
 
 
-def _one_line(error: BaseException) -> str:
+def _last_words(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -107,382 +128,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-# --- run --------------------------------------------------------------------------------------------------------------
-
-
-def _run(given: argparse.Namespace) -> None:
-    from dpldm.privacy import PrivacySpec
-
-    epsilon = _epsilon(given)
-    if epsilon is not None or given.noise_multiplier is not None:
-        PrivacySpec(epsilon, given.delta, given.noise_multiplier)  # a bad budget is refused before the slow imports
-    from dpldm import book, experiment
-
-    folders = experiment.Folders(records=given.out, runs=given.runs)
-    described = _experiment(given, epsilon)
-    with _progress() as progress:
-        record = experiment.run(
-            described, folders, progress, given.force, lambda path: book.note_inputs(path, folders.runs, given.force)
-        )
-    print(experiment.summary(record, folders))
-
-
-def _epsilon(given: argparse.Namespace) -> float | None:
-    if given.non_private or given.noise_multiplier is not None:
-        return None
-    if given.epsilon is None:
-        return None if given.method in YARDSTICKS else DEFAULT_EPSILON
-    return given.epsilon[0]
-
-
-def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment":
-    from dataclasses import replace
-
-    from dpldm.experiment import Experiment
-
-    base = Experiment(
-        dataset=given.data or given.dataset or DATASETS[0],
-        epsilon=epsilon,
-        noise_multiplier=given.noise_multiplier,
-        delta=given.delta,
-        secure_mode=given.secure,
-        method=given.method,
-        profile=given.profile,
-        seed=given.seed,
-        n_synthetic=given.n_synthetic,
-        test_data=given.test_data,
-        device=given.device,
-    ).resolved()
-    assert base.settings is not None
-    assert base.evaluation is not None
-    scoring = base.evaluation
-    if given.classifier_seeds is not None:
-        scoring = replace(scoring, classifier_seeds=given.classifier_seeds)
-    return replace(base, settings=_changed(base.settings, given, epsilon), evaluation=scoring)
-
-
-def _changed(settings: Any, given: argparse.Namespace, epsilon: float | None) -> Any:
-    """The profile's settings with what was said on the command line, as far as the method has such settings."""
-    from dataclasses import replace
-
-    def needs(part: str, option: str) -> Any:
-        if not hasattr(settings, part):
-            raise ValueError(f"{option} does not apply to method {given.method!r}: leave it out, or choose another")
-        return getattr(settings, part)
-
-    if given.compressor is not None:
-        settings = replace(settings, compression=replace(needs("compression", "--compressor"), kind=given.compressor))
-    if given.batch is not None:
-        if hasattr(settings, "fit"):
-            settings = replace(settings, fit=replace(settings.fit, batch=given.batch))
-        elif needs("batch", "--batch"):
-            settings = replace(settings, batch=given.batch)
-    if sampling := _sampling(settings, given, given.method):
-        settings = replace(settings, sampling=sampling)
-    if given.finished:
-        from dpldm.recipes import finishing_for
-
-        needs("finishing", "--finished")
-        settings = replace(settings, finishing=finishing_for(str(given.dataset or given.data), epsilon))
-    return settings
-
-
-def _sampling(settings: Any, given: argparse.Namespace, method: str) -> "SamplingSettings | None":
-    """The settings' sampling with what was said on the command line; None for a method without a sampler."""
-    from dataclasses import replace
-
-    asked = {name: getattr(given, name) for name in ("sampler", "guidance")} | {"steps": given.sampling_steps}
-    said = {name: value for name, value in asked.items() if value is not None}
-    if not hasattr(settings, "sampling"):
-        if said:
-            raise ValueError(f"method {method!r} has no sampler: leave out what is said about its {', '.join(said)}")
-        return None
-    return replace(settings.sampling, **said)
-
-
-# --- sample, evaluate -------------------------------------------------------------------------------------------------
-
-
-def _sample(given: argparse.Namespace) -> None:
-    from dpldm import experiment, results
-
-    if given.n < 1:
-        raise ValueError(f"expected 1 or more images, got --n {given.n}: raise it")
-    if given.out.suffix != ".npz":
-        raise ValueError(f"{given.out}: expected a file name that ends in .npz: rename it")
-    saved = experiment.load_synthesizer(given.model, experiment.choose_device(given.device))
-    assert saved.image_shape is not None
-    results.check_memory(given.n, saved.image_shape)
-    labels = _labels(given.labels, given.n, saved.class_names)
-    sampling = _sampling(saved.settings, given, saved.method)
-    results.check_writable(given.out.parent)
-    seed = saved.seed if given.seed is None else given.seed
-    with _progress() as progress:
-        images = experiment.sample(saved, labels, seed, sampling, progress)
-    grid = experiment.write_samples(given.out, images, labels, saved)
-    print(f"{len(images):,} images in {given.out}, a grid of them in {grid}\nprivacy: {saved.statement['claim']}")
-
-
-def _labels(wanted: str, n: int, names: Sequence[str]) -> Any:
-    """Labels from the command line: "balanced", or class numbers or names with commas between them, in turn."""
-    from dpldm.experiment import balanced_labels
-
-    if wanted == "balanced":
-        return balanced_labels(n, len(names))
-    chosen = []
-    for word in wanted.split(","):
-        if word in names:
-            chosen.append(list(names).index(word))
-        elif word.isascii() and word.isdigit() and int(word) < len(names):
-            chosen.append(int(word))
-        else:
-            expected = f"balanced, or classes out of 0 to {len(names) - 1} ({', '.join(names)})"
-            raise ValueError(f"unknown class {word!r} in --labels: expected {expected}")
-    import torch
-
-    return torch.tensor(chosen)[balanced_labels(n, len(chosen))]
-
-
-def _evaluate(given: argparse.Namespace) -> None:
-    from dpldm import data, evaluation, results
-    from dpldm.experiment import ExperimentError, choose_device, scores_in_words
-    from dpldm.methods import PROFILES
-
-    if given.profile not in PROFILES:
-        raise ExperimentError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")
-    synthetic = data.load_own(given.file)
-    device = choose_device(given.device)
-    if given.json is not None:
-        results.check_writable(given.json.parent)
-    train, test = data.load(given.dataset, "train"), data.load(given.dataset, "test")
-    settings = PROFILES[given.profile].evaluation
-    with _progress() as progress:
-        metrics = evaluation.evaluate(
-            synthetic.images,
-            synthetic.labels,
-            train,
-            test,
-            settings,
-            device,
-            given.seed,
-            progress=lambda share, _: progress.track("evaluation", share),
-        )
-    print("\n".join(scores_in_words(metrics)))
-    print(f"precision: {metrics['precision']:.3f}, recall {metrics['recall']:.3f}, coverage {metrics['coverage']:.3f}")
-    if given.json is not None:
-        text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
-        results.write_atomically(given.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        print(f"all scores: {given.json}")
-
-
-# --- records, data, privacy -------------------------------------------------------------------------------------------
-
-
-def _records(given: argparse.Namespace) -> None:
-    from dpldm import results
-
-    if given.folder is not None and not given.folder.is_dir():
-        raise ValueError(f"{given.folder}: expected a folder of records, found none: name another with --folder")
-    folders = [BOOK_RECORDS, RECORDS] if given.folder is None else [given.folder]
-    found = {results.record_name(record): record for folder in folders for record in results.read_all(folder)}
-    table = results.table(found.values())
-    if given.json:
-        print(table.to_json(orient="records", force_ascii=False, indent=1, double_precision=15))
-    elif given.csv:
-        print(table.to_csv(index=False), end="")
-    else:
-        print(results.to_text(table))
-
-
-def _data(given: argparse.Namespace) -> None:
-    from dpldm import data
-
-    if given.action == "list":
-        for status in data.list_datasets():
-            facts = f"{status.size / 1e6:.0f} MB, {status.licence}, {status.homepage}"
-            print(f"{status.name:<14} {status.state:<8} {status.folder} ({facts})")
-        return
-    if not given.names:
-        raise ValueError(f"expected a dataset to {given.action}: {' or '.join(data.DATASETS)}")
-    act = data.fetch if given.action == "fetch" else data.verify
-    for name in given.names:
-        print("\n".join(act(name)))
-
-
-def _privacy(given: argparse.Namespace) -> None:
-    from dpldm import data, privacy, results
-
-    path = _find_record(given.record)
-    record = results.read(path)
-    print(path.name, *privacy.in_words(record["privacy"], record["dataset"] in data.DATASETS), sep="\n")
-
-
-def _find_record(given: Path) -> Path:
-    """A record by its path or by its name, with or without `.json`; as it was given where there is none."""
-    named = [given, given.with_name(f"{given.name}.json")]
-    places = [path for path in named if path.is_file()]
-    places += [folder / path for folder in (RECORDS, BOOK_RECORDS) for path in named if (folder / path).is_file()]
-    if not places:
-        raise ValueError(
-            f"{given}: expected a record, or its name in {RECORDS} or {BOOK_RECORDS}, found none: `dpldm records` "
-            "lists them"
-        )
-    return places[0]
-
-
-def _publish(given: argparse.Namespace) -> None:
-    from dpldm import publishing
-
-    refused = []
-    for record in given.records:
-        try:
-            print(publishing.publish(_find_record(record), given.to, given.own_data))
-        except ValueError as error:
-            refused.append(str(error))
-    if refused:
-        some = "" if len(given.records) == 1 else f"{len(refused)} of {len(given.records)} were refused, the first: "
-        raise publishing.PublishingError(some + refused[0])
-
-
-def _audit(given: argparse.Namespace) -> None:
-    from dpldm import audit, data
-    from dpldm.methods import PROFILES
-    from dpldm.privacy import PrivacyError, PrivacySpec
-    from dpldm.recipes import settings_for
-
-    if given.profile not in PROFILES:
-        raise ValueError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")
-    spec = PrivacySpec(given.epsilon, given.delta)
-    train = data.load(given.dataset, "train")
-    limit = PROFILES[given.profile].limit or len(train)
-    examples = audit.Examples(train.images[:limit], train.labels[:limit], train.num_classes)
-    settings = settings_for(given.profile, given.dataset, given.epsilon)
-    found = audit.audit_method(examples, settings, spec, given.seed, given.canaries)
-    print(f"{given.dataset}, {given.profile}, seed {given.seed}", *audit.in_words(found), sep="\n")
-    if found.contradicted:
-        raise PrivacyError(f"the audit disproves ε = {found.epsilon_claimed:.4g}: don't release, look for the mistake")
-
-
-# --- sweep, book ------------------------------------------------------------------------------------------------------
-
-
-def _sweep(given: argparse.Namespace) -> None:
-    from dpldm import sweep
-    from dpldm.experiment import Folders
-
-    asked = sweep.Sweep(
-        tuple(given.dataset), tuple(given.epsilon), given.seeds, given.profile, given.delta, tuple(given.method)
-    )
-    folders = Folders(records=given.out, runs=given.runs)
-    done = sweep.run(
-        asked,
-        folders,
-        given.workers,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-        known=BOOK_RECORDS,
-    )
-    print(sweep.as_text(done.records))
-    if done.failed:
-        some = f"{len(done.failed)} of {len(done.records)} runs failed"
-        raise sweep.SweepError(f"{some}, first {done.failed[0]}; the same command makes those that are missing")
-
-
-def _ablation(given: argparse.Namespace) -> None:
-    from dpldm.privacy import PrivacySpec
-
-    PrivacySpec(given.epsilon)  # a bad budget is refused before the slow imports
-    from dpldm import ablation
-
-    path = given.out / ablation.file_name(given.dataset, given.epsilon, given.profile, given.seed)
-    try:
-        made = ablation.run(
-            given.dataset,
-            given.epsilon,
-            given.seed,
-            given.profile,
-            only=given.only,
-            folder=given.out,
-            force=given.force,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; rows that are finished are kept in {path}, run it again to go on") from None
-    columns = ["name", *(column for column in ablation.SCORES if column != "fit")]
-    print(
-        ablation.table([made])[columns].to_string(index=False, float_format="{:.4g}".format, na_rep="–"), path, sep="\n"
-    )
-
-
-def _book(given: argparse.Namespace) -> None:
-    from dpldm import book
-
-    said = {name: getattr(given, name) for name in book.SHARED}
-    book.build(
-        {name: value for name, value in said.items() if value is not None},
-        given.only,
-        not given.no_site,
-        say=lambda line: print(line, flush=True),
-        pdf=given.pdf,
-    )
-
-
-# --- progress ---------------------------------------------------------------------------------------------------------
-
-
-def _progress() -> Any:
-    """A bar with the time left on a terminal, otherwise only lines; a context, in which it is a `Progress`."""
-    from contextlib import contextmanager
-
-    from tqdm import tqdm
-
-    from dpldm.experiment import Progress
-
-    class Lines(Progress):
-        def say(self, line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-    class Bar(Progress):
-        stage, bar = "", None
-
-        def say(self, line: str) -> None:
-            tqdm.write(line, file=sys.stderr)
-
-        def track(self, stage: str, share: float) -> None:
-            if self.bar is None or stage != self.stage:
-                self.close()
-                look = "{desc:<12} {percentage:3.0f}% |{bar}| {remaining} left"
-                self.stage, self.bar = stage, tqdm(total=1.0, desc=stage, leave=False, bar_format=look)
-            self.bar.update(share - self.bar.n)
-            if share >= 1:
-                self.close()
-
-        def close(self) -> None:
-            if self.bar is not None:
-                self.bar.close()
-            self.bar = None
-
-    @contextmanager
-    def context() -> Any:
-        progress: Progress = Bar() if sys.stderr.isatty() else Lines()
-        try:
-            yield progress
-        finally:
-            if isinstance(progress, Bar):
-                progress.close()
-
-    return context()
-
-
-# --- the command line -------------------------------------------------------------------------------------------------
-
-RECORDS, BOOK_RECORDS, ABLATION = Path("runs/records"), Path("book/records"), Path("runs/ablation")
-RUNS, DEFAULT_EPSILON, LARGEST_SEED = Path("runs"), 10.0, 10**9
-# The names that the library knows, here so that it need not be loaded for them; tests hold the two together. YARDSTICKS
-# take no ε.
-DATASETS = ("mnist", "fashion_mnist")
-PROFILES = ("smoke", "quick", "paper")
-YARDSTICKS = ("real", "non-private")
-METHODS = ("dpldm", "class-gaussian", "dp-merf", "dp-sinkhorn", "gs-wgan", "dpdm", "reading-b", *YARDSTICKS)
+LARGEST_SEED = 10**9
 ABOUT_METHODS = f"{', '.join(METHODS)} (default dpldm); {' and '.join(YARDSTICKS)} are yardsticks without privacy"
 
 
@@ -562,18 +208,20 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=action)
         return added
 
-    _add_run(command("run", _run, "Fit a private synthesizer, draw images, score them, write a record."))
-    _add_sample(command("sample", _sample, "Draw images from a saved synthesizer; costs no privacy."))
-    _add_evaluate(command("evaluate", _evaluate, "Score any .npz of images and labels against real ones."))
-    _add_records(command("records", _records, "Show all records as a table."))
-    _add_data(command("data", _data, "List, fetch or verify the public data sets."))
-    _add_sweep(command("sweep", _sweep, "Make many runs, several at a time; recorded ones are skipped."))
-    _add_ablation(command("ablation", _ablation, "Score the method with one thing changed at a time."))
-    _add_book(command("book", _book, "Execute the notebooks that need it and build the site of the book."))
-    shown = command("privacy", _privacy, "Say what a record's privacy means, with ε by three accountants.")
+    _add_run(command("run", run_experiment, "Fit a private synthesizer, draw images, score them, write a record."))
+    _add_sample(command("sample", draw_samples, "Draw images from a saved synthesizer; costs no privacy."))
+    _add_evaluate(command("evaluate", evaluate_images, "Score any .npz of images and labels against real ones."))
+    _add_records(command("records", show_records, "Show all records as a table."))
+    _add_data(command("data", show_data, "List, fetch or verify the public data sets."))
+    _add_sweep(command("sweep", run_sweep, "Make many runs, several at a time; recorded ones are skipped."))
+    _add_ablation(command("ablation", run_ablation, "Score the method with one thing changed at a time."))
+    _add_book(command("book", build_book, "Execute the notebooks that need it and build the site of the book."))
+    shown = command("privacy", show_privacy, "Say what a record's privacy means, with ε by three accountants.")
     shown.add_argument("record", type=Path, metavar="RECORD", help=f"a record, or its name in {RECORDS}")
-    _add_publish(command("publish", _publish, "Copy records, with their sample grids, among those of the book."))
-    _add_audit(command("audit", _audit, "Attack a fit on a public data set: a lower bound on ε, to hold to the claim."))
+    _add_publish(command("publish", publish_record, "Copy records, with their sample grids, among those of the book."))
+    _add_audit(
+        command("audit", audit_method, "Attack a fit on a public data set: a lower bound on ε, to hold to the claim.")
+    )
     return parser
 
 

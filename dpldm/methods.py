@@ -6,12 +6,13 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from dpldm import baselines, generators, pixel
-from dpldm.evaluation import EVALUATION, EvaluationSettings
-from dpldm.privacy import PrivateData
+from dpldm import recipes
+from dpldm.evaluation.settings import EVALUATION, EvaluationSettings
+from dpldm.method.settings import SamplingSettings, SynthesisSettings
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.privacy.guard import PrivateData
 from dpldm.recipes import settings_for
-from dpldm.settings import SamplingSettings, SynthesisSettings
-from dpldm.synthesis import LatentDiffusion
+from dpldm.rivals import class_gaussian, dp_merf, dpdm, gs_wgan, real, sinkhorn
 
 
 class Synthesizer(Protocol):
@@ -92,43 +93,43 @@ METHODS: dict[str, Method] = {
         citation="ge2024latent",
     ),
     "class-gaussian": Method(
-        baselines.ClassGaussian,
-        baselines.ClassGaussianSettings,
-        baselines.class_gaussian_settings,
+        class_gaussian.ClassGaussian,
+        class_gaussian.ClassGaussianSettings,
+        recipes.class_gaussian_settings,
         title="Class Gaussian",
         about="Private PCA, then one Gaussian for each class; nothing is trained. The floor.",
     ),
     "dp-merf": Method(
-        baselines.MeanEmbedding,
-        baselines.MeanEmbeddingSettings,
-        baselines.mean_embedding_settings,
+        dp_merf.MeanEmbedding,
+        dp_merf.MeanEmbeddingSettings,
+        recipes.mean_embedding_settings,
         title="DP-MERF",
         about="The mean of random Fourier features for each class is released once; a generator learns to match it.",
         citation="harder2021dpmerf",
         published=("DP-MERF", "DP-MERF (re-run)"),
     ),
     "dp-sinkhorn": Method(
-        generators.Sinkhorn,
-        generators.SinkhornSettings,
-        generators.sinkhorn_settings,
+        sinkhorn.Sinkhorn,
+        sinkhorn.SinkhornSettings,
+        recipes.sinkhorn_settings,
         title="DP-Sinkhorn",
         about="A generator lowers its optimal-transport cost to real images, through clipped and noised gradients.",
         citation="cao2021sinkhorn",
         published=("DP-Sinkhorn", "DP-Sinkhorn (re-run)"),
     ),
     "gs-wgan": Method(
-        generators.GradientSanitizedGAN,
-        generators.GANSettings,
-        generators.gan_settings,
+        gs_wgan.GradientSanitizedGAN,
+        gs_wgan.GANSettings,
+        recipes.gan_settings,
         title="GS-WGAN",
         about="Secret discriminators on parts of the data teach a generator, through clipped and noised gradients.",
         citation="chen2020gswgan",
         published=("GS-WGAN", "GS-WGAN (re-run)"),
     ),
-    pixel.PixelDiffusion.method: Method(
-        pixel.PixelDiffusion,
-        pixel.PixelDiffusionSettings,
-        pixel.pixel_settings,
+    dpdm.PixelDiffusion.method: Method(
+        dpdm.PixelDiffusion,
+        dpdm.PixelDiffusionSettings,
+        recipes.pixel_settings,
         title="DPDM",
         about="A diffusion model of the pixels themselves, fitted by DP-SGD with several noise draws for each image.",
         citation="dockhorn2023dpdm",
@@ -141,17 +142,17 @@ METHODS: dict[str, Method] = {
         ),
     ),
     "reading-b": Method(
-        baselines.NoisedLatents,
-        baselines.ClassGaussianSettings,
-        baselines.noised_latents_settings,
+        class_gaussian.NoisedLatents,
+        class_gaussian.ClassGaussianSettings,
+        recipes.noised_latents_settings,
         title="Reading B",
         about="Every latent is clipped and noised once; all that follows is post-processing.",
         citation="ge2024latent",
     ),
     "real": Method(
-        baselines.RealImages,
-        baselines.RealImagesSettings,
-        baselines.real_images_settings,
+        real.RealImages,
+        real.RealImagesSettings,
+        recipes.real_images_settings,
         private=False,
         title="Real images",
         about="The training images themselves. A yardstick without privacy.",

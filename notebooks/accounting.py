@@ -29,23 +29,16 @@ from pathlib import Path
 import pandas as pd
 from myst_nb import glue
 
-from dpldm import experiment, plots, results
-from dpldm.experiment import Experiment
-from dpldm.privacy import (
-    Ledger,
-    Mechanism,
-    PrivacySpec,
-    budget_shares,
-    from_record,
-    gaussian_epsilon,
-    gaussian_noise_multiplier,
-    replace_one_epsilon,
-    statement,
-    to_record,
-    with_more_epochs,
-)
+from dpldm.book import charts
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.privacy.accounting import Ledger, replace_one_epsilon, with_more_epochs
+from dpldm.privacy.budget import budget_shares
+from dpldm.privacy.mechanisms import Mechanism, PrivacySpec, gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.privacy.statement import from_record, statement, to_record
 from dpldm.recipes import settings_for
-from dpldm.synthesis import LatentDiffusion
+from dpldm.records import files, names
+from dpldm.runs import chosen
+from dpldm.runs.experiment import Experiment
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -72,11 +65,9 @@ def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
 
 
 described = Experiment(dataset, epsilon, seed=seed, profile=profile)
-record = experiment.choose(results.read_all(Path("book/records")), described)
+record = chosen.choose(files.read_all(Path("book/records")), described)
 privacy = record["privacy"] if record else planned()
-source = (
-    f"the record `{results.record_name(record)}`" if record else "the plan of a run, because its record is not here"
-)
+source = f"the record `{names.record_name(record)}`" if record else "the plan of a run, because its record is not here"
 ledger, delta = from_record(privacy), privacy["delta"]
 glue("source", source, display=False)
 glue("delta", f"{delta:g}", display=False)
@@ -129,7 +120,7 @@ lines = {name.upper(): [book.epsilon(delta, name) for book in few] for name in (
 glue("looser", lines["RDP"][0] / lines["PRV"][0], display=False)
 
 # %% mystnb={"figure": {"caption": "The same steps of DP-SGD (noise multiplier 1, one image in a hundred) by three accountants. PRV and PLD lie on each other; RDP needs many steps to come near.", "name": "fig-accountants"}, "image": {"alt": "Epsilon against the number of steps on logarithmic axes: the curves of PRV and PLD coincide, that of RDP lies far above them for one step and close for a thousand."}}
-plots.curves(steps, lines, "steps", "ε (δ as above)", "Three accountants", "xy")
+charts.curves(steps, lines, "steps", "ε (δ as above)", "Three accountants", "xy")
 
 # %% [markdown]
 # For a single step RDP says {glue:text}`looser:.1f` times as much as PRV. An author who only has RDP adds noise for that.
@@ -151,7 +142,7 @@ shares = shares / shares.sum()
 shares.round(3)
 
 # %% mystnb={"figure": {"caption": "Who spends the budget, by leaving one out.", "name": "fig-split"}, "image": {"alt": "One bar for each mechanism with its share of the budget in per cent, coloured by stage."}}
-plots.budget_split(privacy, shares["leave one out"].tolist())
+charts.budget_split(privacy, shares["leave one out"].tolist())
 
 # %% [markdown]
 # ## One more epoch
@@ -168,7 +159,7 @@ glue("last_epochs", f"{extra[-2]} to {extra[-1]}", display=False)
 glue("epochs_run", sampled.steps * sampled.sample_rate, display=False)
 
 # %% mystnb={"figure": {"caption": "What the run would have spent with more epochs of DP-SGD at the same noise.", "name": "fig-epochs"}, "image": {"alt": "Epsilon rises with the number of additional epochs."}}
-plots.curves(extra, {"whole run": costs}, "additional epochs", "ε", "One more epoch")
+charts.curves(extra, {"whole run": costs}, "additional epochs", "ε", "One more epoch")
 
 # %% [markdown]
 # After {glue:text}`epochs_run:.1f` epochs one more costs {glue:text}`epoch_cost:.3f`; from {glue:text}`last_epochs` additional

@@ -32,29 +32,29 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 from myst_nb import glue
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
-from dpldm import audit, data, plots, training
-from dpldm.audit import Examples, LowerBound
-from dpldm.compression import PCASettings
-from dpldm.experiment import balanced_labels
+from dpldm.audit import evidence, method, readings, releases
+from dpldm.audit.attacks import gradient_canaries, model_in_one_run, model_scores, roc, synthetic_scores
+from dpldm.audit.bounds import CanaryScores, LowerBound, gaussian_bound, one_run_bound
+from dpldm.audit.evidence import Examples
+from dpldm.book import charts, samples
+from dpldm.data import datasets
+from dpldm.data.images import ImageData
+from dpldm.method.classifier import SelectionSettings
+from dpldm.method.edge_transport import TransportSettings
+from dpldm.method.mixture import MixtureSettings
+from dpldm.method.pca import PCASettings
+from dpldm.method.settings import SynthesisSettings, smoke
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.method.training import FitSettings
 from dpldm.methods import PROFILES
-from dpldm.mixture import MixtureSettings
-from dpldm.privacy import (
-    Allowance,
-    Ledger,
-    Mechanism,
-    NoiseSource,
-    PrivacySpec,
-    Release,
-    calibrate,
-    gaussian_noise_multiplier,
-    watched,
-)
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance, calibrate
+from dpldm.privacy.mechanisms import Mechanism, PrivacySpec, gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource, Release, watched
 from dpldm.recipes import settings_for
-from dpldm.selection import SelectionSettings
-from dpldm.settings import SynthesisSettings, smoke
-from dpldm.training import FitSettings
-from dpldm.transport import TransportSettings
+from dpldm.runs.experiment import balanced_labels
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -66,10 +66,10 @@ seed: int = 0  # of everything random, 0 to 10⁹
 profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
 # %%
 delta, confidence, small = 1e-5, 0.999, profile == "smoke"
-train = data.load(dataset, "train")
+train = datasets.load(dataset, "train")
 
 
-def some(images: data.ImageData, first: int, last: int) -> Examples:
+def some(images: ImageData, first: int, last: int) -> Examples:
     return Examples(images.images[first:last], images.labels[first:last], images.num_classes)
 
 
@@ -97,19 +97,19 @@ counts = [100, 300, 1000, 3000, 10_000]
 separation = 1 / gaussian_noise_multiplier(epsilon, delta)
 
 
-def simulated(m: int) -> audit.CanaryScores:
-    included = audit.coins(m, seed)
+def simulated(m: int) -> CanaryScores:
+    included = evidence.coins(m, seed)
     scores = torch.randn(m, generator=torch.Generator().manual_seed(seed + 1)) + separation * included
-    return audit.CanaryScores(scores, included)
+    return CanaryScores(scores, included)
 
 
 found = [simulated(m) for m in counts]
-one_run = [audit.one_run_bound(f, delta, confidence).epsilon_lower for f in found]
-gaussian = [audit.gaussian_bound(f.present, f.absent, delta, confidence, separation / 2).epsilon_lower for f in found]
+one_run = [one_run_bound(f, delta, confidence).epsilon_lower for f in found]
+gaussian = [gaussian_bound(f.present, f.absent, delta, confidence, separation / 2).epsilon_lower for f in found]
 
 # %% mystnb={"figure": {"caption": "What the best attack on one Gaussian mechanism proves, against the number of canaries. The truth is the dashed claim.", "name": "fig-audit-bounds"}, "image": {"alt": "Two lines of lower bounds below a level line at the claimed epsilon; for many canaries the Gaussian bound lies above the general one."}}
 claim = [epsilon] * len(counts)
-plots.curves(
+charts.curves(
     counts,
     {"any release": one_run, "Gaussian release": gaussian, "claimed": claim},
     "canaries",
@@ -131,21 +131,21 @@ plots.curves(
 
 # %%
 known, m = some(train, 0, 300), 60 if small else 200
-strange = Examples(audit.odd_images(m, train.image_shape, seed + 1), balanced_labels(m, 10), 10)
+strange = Examples(evidence.odd_images(m, train.image_shape, seed + 1), balanced_labels(m, 10), 10)
 pca = replace(SynthesisSettings().compression, pca=PCASettings(dim=24, frequencies=8))
 mixed = MixtureSettings(components=2, iterations=3)
 two_stages = {"selection": SelectionSettings(candidates=1), "transport": TransportSettings(steps=0)}
 shares = {"compression_share": 0.3, "mixture_share": 0.69}
 settings = replace(smoke(SynthesisSettings()), compression=pca, mixture=mixed, **two_stages, **shares)
 allowance = Allowance(gaussian_noise_multiplier(epsilon, delta), delta)
-fit = audit.statistics_fit(train.image_shape, settings, allowance)
-statistics = audit.statistics_in_one_run(fit, known, strange, seed + 3)
+fit = releases.statistics_fit(train.image_shape, settings, allowance)
+statistics = releases.statistics_in_one_run(fit, known, strange, seed + 3)
 
 # %% mystnb={"figure": {"caption": "Some of the canaries, unlike any real image.", "name": "fig-audit-canaries"}, "image": {"alt": "A row of blotchy black and white patterns."}}
-plots.image_rows({"canaries": strange.images[:8]}, "Odd on purpose", "")
+samples.image_rows({"canaries": strange.images[:8]}, "Odd on purpose", "")
 
 # %%
-statistics_bounds = {name: audit.one_run_bound(scores, delta, confidence) for name, scores in statistics.items()}
+statistics_bounds = {name: one_run_bound(scores, delta, confidence) for name, scores in statistics.items()}
 table(statistics_bounds, dict.fromkeys(statistics, epsilon))
 
 # %% [markdown]
@@ -156,12 +156,12 @@ table(statistics_bounds, dict.fromkeys(statistics, epsilon))
 
 # %%
 sgd = calibrate([], Mechanism("gradients", "audit", 1.0, 0.2, 30, 0.5), epsilon, delta)
-gradients = audit.gradient_canaries(sgd, 1000 if small else 2000, seed)
-gradient_bound = audit.one_run_bound(gradients, delta, confidence)
+gradients = gradient_canaries(sgd, 1000 if small else 2000, seed)
+gradient_bound = one_run_bound(gradients, delta, confidence)
 table({"DP-SGD": gradient_bound}, {"DP-SGD": epsilon})
 
 # %% mystnb={"figure": {"caption": "What the attacker sees of each canary: those that took part, and those that did not.", "name": "fig-audit-gradients"}, "image": {"alt": "Two bell-shaped histograms of scores that overlap in part."}}
-plots.histograms(
+charts.histograms(
     {"took part": gradients.present, "left out": gradients.absent}, "noisy gradient along the canary", "DP-SGD"
 )
 
@@ -186,15 +186,15 @@ honest = calibrate([], Mechanism("gradients", "audit", 1.0, 1.0, 4, 0.5), 1.0, d
 
 
 def audited(noise: NoiseSource | None = None) -> LowerBound:
-    scores = audit.gradient_canaries(honest, 4000, seed, noise)
-    return audit.gaussian_bound(scores.present, scores.absent, delta, confidence, 1.0)
+    scores = gradient_canaries(honest, 4000, seed, noise)
+    return gaussian_bound(scores.present, scores.absent, delta, confidence, 1.0)
 
 
 broken = {"honest": audited(), "half the noise": audited(HalfNoise(torch.Generator().manual_seed(seed + 1)))}
 with watched(no_noise):
     broken["no noise"] = audited()
 with patch.object(
-    training.GradSampleModuleFastGradientClipping,
+    GradSampleModuleFastGradientClipping,
     "get_clipping_coef",
     lambda self: torch.ones_like(self.get_norm_sample()),
 ):
@@ -215,7 +215,7 @@ table(broken, dict.fromkeys(broken, 1.0))
 # %%
 batches, weak = 10_000, Mechanism("gradients", "audit", 0.4, 1e-4, 10_000)
 poisson = Ledger([weak]).epsilon(delta)
-shuffled = audit.shuffled_delta_lower(weak.noise_multiplier, batches, poisson)
+shuffled = releases.shuffled_delta_lower(weak.noise_multiplier, batches, poisson)
 glue("poisson", poisson, display=False)
 glue("shuffled", shuffled, display=False)
 
@@ -228,9 +228,9 @@ glue("shuffled", shuffled, display=False)
 
 # %%
 with watched() as ours:
-    fit(audit.guarded(known + strange[:1], 301), NoiseSource.seeded(seed))
+    fit(evidence.guarded(known + strange[:1], 301), NoiseSource.seeded(seed))
 with watched() as repeated:
-    fit(audit.guarded(known, 301), NoiseSource.seeded(seed))
+    fit(evidence.guarded(known, 301), NoiseSource.seeded(seed))
 difference = (ours[0].released - repeated[0].released).norm()
 exact = (ours[0].value - repeated[0].value).norm()
 glue("difference", float(difference), display=False)
@@ -248,15 +248,15 @@ glue("exact", float(exact), display=False)
 # %%
 tiny = FitSettings(steps=10, batch=100, clip_norm=0.1)
 little = replace(smoke(SynthesisSettings()), compression=pca, fit=tiny)
-wrong = audit.mislabelled(some(train, 300, 300 + m), seed)
+wrong = evidence.mislabelled(some(train, 300, 300 + m), seed)
 
 
-def released(examples: Examples, seed: int) -> audit.LatentDiffusion:
-    return audit.reading("C", examples, little, PrivacySpec(epsilon, delta), seed).synthesizer
+def released(examples: Examples, seed: int) -> LatentDiffusion:
+    return readings.reading("C", examples, little, PrivacySpec(epsilon, delta), seed).synthesizer
 
 
-whole = audit.model_in_one_run(released, known, wrong, seed + 3)
-whole_bounds = {name: audit.one_run_bound(scores, delta, confidence) for name, scores in whole.items()}
+whole = model_in_one_run(released, known, wrong, seed + 3)
+whole_bounds = {name: one_run_bound(scores, delta, confidence) for name, scores in whole.items()}
 table(whole_bounds, dict.fromkeys(whole, epsilon))
 
 # %% [markdown]
@@ -268,25 +268,25 @@ table(whole_bounds, dict.fromkeys(whole, epsilon))
 count = 500 if small else 3000
 members, others = some(train, 0, count), some(train, count, 2 * count)
 model = released(members, seed + 5)
-leaky = audit.reading("A", members, little, PrivacySpec(epsilon, delta), seed + 5).synthesizer
+leaky = readings.reading("A", members, little, PrivacySpec(epsilon, delta), seed + 5).synthesizer
 synthetic = torch.cat(list(model.sample(balanced_labels(count, 10), seed)))
 attacks = {
-    "loss of the model": [audit.model_scores(model, group) for group in (members, others)],
-    "loss of a model without privacy": [audit.model_scores(leaky, group) for group in (members, others)],
-    "nearest synthetic image": [audit.synthetic_scores(group.images, synthetic) for group in (members, others)],
-    "copies published instead": [audit.synthetic_scores(group.images, members.images) for group in (members, others)],
+    "loss of the model": [model_scores(model, group) for group in (members, others)],
+    "loss of a model without privacy": [model_scores(leaky, group) for group in (members, others)],
+    "nearest synthetic image": [synthetic_scores(group.images, synthetic) for group in (members, others)],
+    "copies published instead": [synthetic_scores(group.images, members.images) for group in (members, others)],
 }
-curves = {name: audit.roc(*scores) for name, scores in attacks.items()}
+curves = {name: roc(*scores) for name, scores in attacks.items()}
 rates = {name: [curve.at(0.001), curve.at(0.01), curve.area] for name, curve in curves.items()}
 pd.DataFrame(rates, index=["members found at 0.1 % false", "at 1 % false", "area (0.5: guessing)"]).T.round(4)
 
 # %% mystnb={"figure": {"caption": "Membership inference by the loss of the private model. The dashed line is guessing.", "name": "fig-audit-roc"}, "image": {"alt": "True against false positive rate of the attack on logarithmic axes, with a dashed line for guessing."}}
 curve = curves["loss of the model"]
-plots.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
+charts.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
 
 # %% mystnb={"figure": {"caption": "Membership inference by the distance to the nearest published synthetic image.", "name": "fig-audit-roc-nearest"}, "image": {"alt": "True against false positive rate of the attack on logarithmic axes, with a dashed line for guessing."}}
 curve = curves["nearest synthetic image"]
-plots.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
+charts.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
 
 # %% [markdown]
 # The last row of the table is the control: where the training images themselves are published, the attack finds everyone.
@@ -304,7 +304,7 @@ plots.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
 # %%
 images = PROFILES[profile].limit or len(train)
 chosen = settings_for(profile, dataset, epsilon)
-real = audit.audit_method(
+real = method.audit_method(
     some(train, 0, images), chosen, PrivacySpec(epsilon, delta), seed, canaries=100 if small else 400
 )
 table(real.bounds, dict.fromkeys(real.bounds, real.epsilon_claimed))

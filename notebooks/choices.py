@@ -31,7 +31,10 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from myst_nb import glue
 
-from dpldm import ablation, comparison, experiment, pipeline, plots, recipes
+from dpldm import recipes
+from dpldm.book import charts, comparison, ingredients, pipeline, style
+from dpldm.runs import ablation, experiment, validation, variations
+from dpldm.runs.run import run
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -57,10 +60,10 @@ f"of the budget to DP-SGD: {base.diffusion_share:.0%}, then {starved.diffusion_s
 # off is switched on; a few yardsticks without privacy stand beside them.
 
 # %%
-rows = ablation.variations(dataset, epsilon, profile, seed)
+rows = variations.variations(dataset, epsilon, profile, seed)
 assert rows["more-gradients"].experiment.settings == starved
 titles = pd.Series({name: row.title for name, row in rows.items()}, name="what is changed")
-plots.captioned(titles.rename_axis("variation"), "Every variation, by the name that `dpldm ablation --only` takes.")
+style.captioned(titles.rename_axis("variation"), "Every variation, by the name that `dpldm ablation --only` takes.")
 
 # %% [markdown]
 # ## Two of them, now
@@ -70,12 +73,12 @@ plots.captioned(titles.rename_axis("variation"), "Every variation, by the name t
 
 # %%
 live = [rows["default"], rows["mixture-alone"]]
-scores = {row.title: experiment.validate(row.experiment) for row in live}
+scores = {row.title: validation.validate(row.experiment) for row in live}
 table = pd.DataFrame({name: vars(score) for name, score in scores.items()}).T
 forms = {"accuracy": "{:.1%}", "reconstruction_error": "{:.4f}", "dim": "{:.0f}", "seconds": "{:.0f}"}
 shown = pd.DataFrame({column: table[column].map(form.format) for column, form in forms.items()})
 shown = shown.set_axis(["MLP accuracy", "error per pixel", "dimensions", "fit (s)"], axis="columns")
-plots.captioned(shown, "Two fits, scored by a small classifier on images held out.")
+style.captioned(shown, "Two fits, scored by a small classifier on images held out.")
 
 # %% [markdown]
 # ## All of them
@@ -89,21 +92,21 @@ plots.captioned(shown, "Two fits, scored by a small classifier on images held ou
 # %%
 files = [ablation.of_today(made) for made in ablation.read_all(Path("book/ablation"))]
 effects = ablation.effects(ablation.table(files))
-here = comparison.of_one_profile(effects, dataset, profile)
-HTML(comparison.as_html(comparison.ingredients_as_shown(here)))
+here = ingredients.of_one_profile(effects, dataset, profile)
+HTML(comparison.as_html(ingredients.ingredients_as_shown(here)))
 
 # %% mystnb={"markdown_format": "myst"}
-Markdown(comparison.commands_for_ingredients(here, dataset, profile, [10.0, 1.0]))
+Markdown(ingredients.commands_for_ingredients(here, dataset, profile, [10.0, 1.0]))
 
 # %% mystnb={"figure": {"caption": "What each ingredient buys: a mark for every seed, an upright dash at the mean, a dotted line through the settings as they are. Held-out images, logarithmic axes.", "name": "fig-ingredients"}, "image": {"alt": "A line for every variation with marks for the errors of a CNN and for the Frechet distance, one colour and shape for each budget."}}
-plots.ingredients(here) if len(here) else None
+charts.ingredients(here) if len(here) else None
 
 # %% [markdown]
 # In words, written by the library from the same measurements:
 
 # %%
 said = [
-    " ".join(comparison.ingredients_in_words(here, budget)) for budget in sorted(set(here["epsilon"]), reverse=True)
+    " ".join(ingredients.ingredients_in_words(here, budget)) for budget in sorted(set(here["epsilon"]), reverse=True)
 ]
 Markdown(comparison.as_text(said))
 
@@ -121,7 +124,7 @@ Markdown(comparison.as_text(said))
 
 # %%
 described = experiment.Experiment(dataset, epsilon, seed=seed, profile=profile)
-record = experiment.run(described, experiment.Folders(records=Path("runs/records")))
+record = run(described, experiment.Folders(records=Path("runs/records")))
 at_this_epsilon = here[here["epsilon"] == epsilon]
 steps = pipeline.steps(record["privacy"], at_this_epsilon)
 
@@ -129,7 +132,7 @@ steps = pipeline.steps(record["privacy"], at_this_epsilon)
 text = (
     "The steps from private to synthetic images from above to below, with each one's share of the budget and its gain."
 )
-glue("pipeline_html", HTML(plots.as_html(plots.pipeline(steps, record["privacy"]["epsilon"]), text)), display=True)
+glue("pipeline_html", HTML(style.as_html(charts.pipeline(steps, record["privacy"]["epsilon"]), text)), display=True)
 
 # %% [markdown]
 # ## What we now know

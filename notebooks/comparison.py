@@ -31,9 +31,29 @@ from pathlib import Path
 from IPython.display import HTML, Markdown
 from myst_nb import glue
 
-from dpldm import comparison, data, experiment, plots
-from dpldm.experiment import Experiment, Folders
-from dpldm.results import read_all, record_name
+from dpldm.book import charts, comparison, samples, words
+from dpldm.book.published import (
+    among_published,
+    beside_as_shown,
+    beside_published,
+    best_in_words,
+    read_published,
+    repeats_in_words,
+    with_shortfall,
+)
+from dpldm.book.targets import (
+    aims_as_shown,
+    aims_in_words,
+    distances_as_shown,
+    distances_in_words,
+    read_targets,
+    runs_of,
+)
+from dpldm.data import datasets
+from dpldm.records.files import read_all
+from dpldm.records.names import record_name
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.run import run
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -45,15 +65,15 @@ seed: int = 0  # of everything random, 0 to 10⁹
 profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
 # %%
 folders = Folders(records=Path("runs/records"))
-record = experiment.run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
+record = run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
 everything = [*read_all(Path("book/records")), record]
 committed = [one for one in everything if one["dataset"] == dataset]
 records = {record_name(one): one for one in committed}
-published = comparison.read_published(Path("book/published.csv"))
+published = read_published(Path("book/published.csv"))
 here = published[published["dataset"] == dataset]
-rows = comparison.with_shortfall(comparison.measured(records.values()), published)
+rows = with_shortfall(comparison.measured(records.values()), published)
 budgets = sorted({10.0, 1.0, epsilon}, reverse=True)
-own = comparison.runs_of(everything)
+own = runs_of(everything)
 
 # %% [markdown]
 # ## In short
@@ -62,7 +82,7 @@ own = comparison.runs_of(everything)
 # whatever this build is made for. The library writes the sentences from the records.
 
 # %%
-Markdown(comparison.as_text(comparison.best_in_words(own, published)))
+Markdown(comparison.as_text(best_in_words(own, published)))
 
 # %% [markdown]
 # ## Quoted, same kind of protocol
@@ -83,7 +103,7 @@ wide.map("{:.4g}".format).replace("nan", "–")
 # {cite:t}`hu2024sok` reject its privacy claim. Where ours would stand:
 
 # %%
-among = [sentence for budget in budgets for sentence in comparison.among_published(rows, here, budget)]
+among = [sentence for budget in budgets for sentence in among_published(rows, here, budget)]
 Markdown(comparison.as_text(among))
 
 # %% [markdown]
@@ -123,15 +143,15 @@ merged.sort_values(10.0, ascending=False).map("{:.3g}".format).replace("nan", "�
 # which says what privacy costs and what is left for a better architecture, and from the real images themselves.
 
 # %%
-targets = comparison.read_targets(Path("book/targets.csv"))
+targets = read_targets(Path("book/targets.csv"))
 yardsticks = {
-    "the same without privacy": comparison.runs_of(everything, "non-private"),
-    "real images": comparison.runs_of(everything, "real"),
+    "the same without privacy": runs_of(everything, "non-private"),
+    "real images": runs_of(everything, "real"),
 }
-HTML(comparison.as_html(comparison.aims_as_shown(own, published, targets, yardsticks)))
+HTML(comparison.as_html(aims_as_shown(own, published, targets, yardsticks)))
 
 # %%
-Markdown(comparison.as_text(comparison.aims_in_words(own, targets)))
+Markdown(comparison.as_text(aims_in_words(own, targets)))
 
 # %% [markdown]
 # The other target is to halve the Fréchet distance of DP-Sinkhorn, DP-MERF and class Gaussians, as we ran them, at every ε.
@@ -140,10 +160,10 @@ Markdown(comparison.as_text(comparison.aims_in_words(own, targets)))
 
 # %% tags=["hide-output"]
 whole = comparison.measured(everything)
-HTML(comparison.as_html(comparison.distances_as_shown(whole)))
+HTML(comparison.as_html(distances_as_shown(whole)))
 
 # %%
-Markdown(comparison.as_text(comparison.distances_in_words(whole)))
+Markdown(comparison.as_text(distances_in_words(whole)))
 
 # %% [markdown]
 # ## The methods
@@ -189,7 +209,7 @@ print(*sorted({device for devices in rows["device"] for device in devices}), sep
 Markdown(comparison.missing_in_words(rows, dataset, profile, budgets))
 
 # %% mystnb={"figure": {"caption": "What was measured here: a dot for every seed, the mean, and one standard deviation.", "name": "fig-methods"}, "image": {"alt": "One line per method and budget with dots for accuracy and for Frechet distance, and a dash at their mean."}}
-plots.method_comparison(rows)
+charts.method_comparison(rows)
 
 # %% [markdown]
 # ### Who is ahead
@@ -208,7 +228,7 @@ Markdown(comparison.as_text(accuracy))
 # Then the Fréchet distance on the features of our classifier, less is better:
 
 # %%
-distance = [sentence for budget in budgets for sentence in comparison.claims(rows, budget, comparison.DISTANCE)]
+distance = [sentence for budget in budgets for sentence in comparison.claims(rows, budget, words.DISTANCE)]
 Markdown(comparison.as_text(distance))
 
 # %% [markdown]
@@ -225,9 +245,11 @@ Markdown(comparison.as_text(finished))
 # beside the records. All rows have the same labels; nothing was picked.
 
 # %% mystnb={"figure": {"caption": "Two images of each class by every method that has a record at this ε.", "name": "fig-methods-samples"}, "image": {"alt": "A row of images for each method, two for each class, all in the same order of classes."}}
-shape = data.load(dataset, "test").image_shape
+shape = datasets.load(dataset, "test").image_shape
 drawn = comparison.samples(rows, epsilon, [folders.records, Path("book/records")], shape)
-plots.image_rows(drawn, f"The same labels, ε = {epsilon:g}", "method", "two of each class, in the order of the classes")
+samples.image_rows(
+    drawn, f"The same labels, ε = {epsilon:g}", "method", "two of each class, in the order of the classes"
+)
 
 # %% [markdown]
 # ## Re-run and published
@@ -237,11 +259,11 @@ plots.image_rows(drawn, f"The same labels, ε = {epsilon:g}", "method", "two of 
 # who repeated somebody else's method.
 
 # %% tags=["hide-output"]
-beside = comparison.beside_published(rows, here)
-HTML(comparison.as_html(comparison.beside_as_shown(beside)))
+beside = beside_published(rows, here)
+HTML(comparison.as_html(beside_as_shown(beside)))
 
 # %% tags=["hide-output"]
-Markdown(comparison.as_text(comparison.repeats_in_words(beside)))
+Markdown(comparison.as_text(repeats_in_words(beside)))
 
 # %% [markdown]
 # Where a re-run differs, look at the rules first. Ours are made for a processor: the networks are small, and the quick profile

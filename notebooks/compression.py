@@ -31,9 +31,17 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from dpldm import compression, data, plots
+from dpldm.book import samples, style
+from dpldm.data import datasets
+from dpldm.method import compression
+from dpldm.method.compressor import Compressor
+from dpldm.method.pca import cosine_basis
 from dpldm.methods import PROFILES
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource
 from dpldm.recipes import settings_for
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
@@ -45,7 +53,7 @@ epsilon: float = 10.0  # total privacy budget ε of the run, 0.01 or more
 seed: int = 0  # of everything random, 0 to 10⁹
 profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
 # %%
-train, test = data.load(dataset, "train"), data.load(dataset, "test")
+train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
 train = train.subset(range(PROFILES[profile].limit or len(train)))
 settings, delta = settings_for(profile, dataset, epsilon), 1e-5
 
@@ -60,11 +68,11 @@ settings, delta = settings_for(profile, dataset, epsilon), 1e-5
 # %%
 examples = torch.stack([test.images[test.labels == number][0] for number in range(test.num_classes)])
 pca_settings = settings.compression.pca
-basis = compression.cosine_basis(train.image_shape[1], pca_settings.frequencies)
+basis = cosine_basis(train.image_shape[1], pca_settings.frequencies)
 smooth = basis.T @ (basis @ examples @ basis.T) @ basis
 
 # %% mystnb={"figure": {"caption": "Test images, and what their lowest cosine frequencies keep.", "name": "fig-cosines"}, "image": {"alt": "A row of real images above the same images, hardly changed, after dropping high cosine frequencies."}}
-plots.reconstructions(examples, {"cosines": smooth})
+samples.reconstructions(examples, {"cosines": smooth})
 
 # %% [markdown]
 # ## Two questions to the private images
@@ -82,7 +90,7 @@ plots.reconstructions(examples, {"cosines": smooth})
 # %%
 def fitted(
     chosen: compression.CompressionSettings, budget: float | None, share: float = 1.0
-) -> tuple[compression.Compressor, Ledger]:
+) -> tuple[Compressor, Ledger]:
     """Stage 1 alone on the private images with a share of a budget ε; None for no noise."""
     noise_multiplier = gaussian_noise_multiplier(budget, delta) if budget else 0.0
     guard = PrivateData(train.images, train.labels, train.num_classes, Ledger())
@@ -99,7 +107,7 @@ compressors = {name: fitted(pca, budget)[0] for name, budget in budgets.items()}
 decoded = {name: compressor.decode(compressor.encode(examples)) for name, compressor in compressors.items()}
 
 # %% mystnb={"figure": {"caption": "Test images, compressed and decoded by private principal components at rising ε; the last row has no noise.", "name": "fig-compression-steps"}, "image": {"alt": "Rows of the same images, decoded: blurred at the smallest budget, clearer row by row, close to the original without noise."}}
-plots.reconstructions(examples, decoded)
+samples.reconstructions(examples, decoded)
 
 # %% [markdown]
 # ## What is lost
@@ -114,7 +122,7 @@ errors = {
 }
 dimensions = {name: compressor.dim for name, compressor in compressors.items()}
 lost = pd.DataFrame({"latent dimensions": dimensions, "MSE": errors}).round(4)
-plots.captioned(lost, "What private principal components lose on test images, when stage 1 has the whole ε.")
+style.captioned(lost, "What private principal components lose on test images, when stage 1 has the whole ε.")
 
 # %%
 fewest, kept = min(dimensions.values()), dimensions["no noise"]
@@ -156,7 +164,7 @@ autoencoder, autoencoder_ledger = fitted(replace(pca, kind="autoencoder", autoen
 
 # %% mystnb={"figure": {"caption": "The same budget, spent on principal components and on an autoencoder trained by DP-SGD.", "name": "fig-autoencoder"}, "image": {"alt": "Original images, below them sharper decodings by principal components and blurrier ones by the private autoencoder."}}
 sides = {"components": compressors[f"ε = {epsilon:g}"], "autoencoder": autoencoder}
-plots.reconstructions(examples, {name: side.decode(side.encode(examples)) for name, side in sides.items()})
+samples.reconstructions(examples, {name: side.decode(side.encode(examples)) for name, side in sides.items()})
 
 # %%
 error = float((autoencoder.decode(autoencoder.encode(test.images)) - test.images).square().mean())
@@ -181,7 +189,7 @@ glue("share", f"{settings.compression_share:.0%}", display=False)
 glue("share_epsilon", f"{ledger.epsilon(delta):.3g}", display=False)
 asked = pd.DataFrame([vars(mechanism) for mechanism in ledger.mechanisms]).set_index("name").round(3)
 asked.columns = [name.replace("_", " ") for name in asked]
-plots.captioned(asked, "Every look of stage 1 at the private images, at its share of the budget.")
+style.captioned(asked, "Every look of stage 1 at the private images, at its share of the budget.")
 
 # %% [markdown]
 # Alone these would be an ε of {glue:text}`share_epsilon`. Losses compose as $1/\sigma^2$, not as ε, so the ε of all parts add up

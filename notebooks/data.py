@@ -29,8 +29,9 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from dpldm import data, plots
-from dpldm.privacy import PUBLIC, RELATION
+from dpldm.book import charts, samples, style
+from dpldm.data import datasets, images
+from dpldm.privacy.statement import PUBLIC, RELATION
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -47,8 +48,8 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # what is damaged is refused.
 
 # %%
-train, test = data.load(dataset, "train"), data.load(dataset, "test")
-print("\n".join(data.verify(dataset)).replace(f"{data.data_folder()}{os.sep}", ""))
+train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
+print("\n".join(datasets.verify(dataset)).replace(f"{datasets.data_folder()}{os.sep}", ""))
 
 # %%
 glue("train_count", f"{len(train):,}", display=False)
@@ -62,7 +63,7 @@ glue("shape", " × ".join(map(str, train.image_shape)), display=False)
 # ones. The test images are not used until the very end, for scores.
 
 # %% mystnb={"figure": {"caption": "Training images, one row per class: what must not be published.", "name": "fig-data"}, "image": {"alt": "A grid of real training images with one row for each of the classes."}}
-plots.sample_grid(train.images[:400], train.labels[:400], train.class_names, title="Real images")
+samples.sample_grid(train.images[:400], train.labels[:400], train.class_names, title="Real images")
 
 # %% [markdown]
 # ## How many of each?
@@ -73,7 +74,7 @@ plots.sample_grid(train.images[:400], train.labels[:400], train.class_names, tit
 # %%
 counts = {"training": train.labels.bincount(), "test": test.labels.bincount()}
 table = pd.DataFrame({name: values.tolist() for name, values in counts.items()}, index=list(train.class_names))
-plots.captioned(table.rename_axis("class"), "Images of each class.")
+style.captioned(table.rename_axis("class"), "Images of each class.")
 
 # %% [markdown]
 # ## What a linear compression can hope for
@@ -87,11 +88,11 @@ means = torch.stack([train.images[train.labels == number].mean(0) for number in 
 spreads = torch.stack([train.images[train.labels == number].std(0) for number in classes])
 
 # %% mystnb={"figure": {"caption": "Mean and (doubled, to be seen) standard deviation of each class, pixel by pixel, computed without privacy for this page only.", "name": "fig-means"}, "image": {"alt": "Two rows of images: the average image of each class, and below it where images of the class differ."}}
-plots.image_rows({"mean": means, "spread": spreads * 2}, "Classes on average", "over the class", "classes in order")
+samples.image_rows({"mean": means, "spread": spreads * 2}, "Classes on average", "over the class", "classes in order")
 
 # %% mystnb={"figure": {"caption": "Pixel values of a thousand images, in 32 bins.", "name": "fig-pixels"}, "image": {"alt": "Histogram of pixel values with its highest peak at black."}}
 pixels = train.images[:1000]
-plots.histograms({"pixels": pixels}, "pixel value", "Not at all Gaussian", bins=32)
+charts.histograms({"pixels": pixels}, "pixel value", "Not at all Gaussian", bins=32)
 
 # %%
 black, white = (pixels < 1 / 32).double().mean().item(), (pixels > 31 / 32).double().mean().item()
@@ -112,7 +113,7 @@ glue("grey", f"{1 - black - white:.0%}", display=False)
 print(f"neighbours: {RELATION}", "public: " + "; ".join(PUBLIC), sep="\n")
 
 # %% [markdown]
-# Your own images come in the same form: `data.load_own` takes a folder per class or an `.npz` file and checks shape,
+# Your own images come in the same form: `load_own` takes a folder per class or an `.npz` file and checks shape,
 # range and labels before anything else happens.
 #
 # ## What we now know
@@ -122,6 +123,6 @@ print(f"neighbours: {RELATION}", "public: " + "; ".join(PUBLIC), sep="\n")
 # %%
 assert float(train.images.min()) == 0
 assert float(train.images.max()) == 1
-assert data.check(test) is test
+assert images.check(test) is test
 assert all(values.max() < 1.5 * values.min() for values in counts.values())  # about equally large
 assert black > 0.4  # one value takes so many: not at all Gaussian

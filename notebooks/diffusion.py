@@ -32,12 +32,20 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from dpldm import ablation, diffusion, experiment, plots, recipes
-from dpldm.energies import whitened
-from dpldm.experiment import Experiment, Folders
-from dpldm.finishing import finish
-from dpldm.privacy import Ledger, Mechanism, budget_shares
-from dpldm.results import record_name
+from dpldm import recipes
+from dpldm.book import charts, samples, style
+from dpldm.method import diffusion
+from dpldm.method.edges import whitened
+from dpldm.method.finishing import finish
+from dpldm.method.settings import SamplingSettings
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import budget_shares
+from dpldm.privacy.mechanisms import Mechanism
+from dpldm.records.names import record_name
+from dpldm.runs import ablation
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.run import run
+from dpldm.runs.saved import load_synthesizer
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -55,8 +63,8 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # %%
 described = Experiment(dataset, epsilon, seed=seed, profile=profile)
 folders = Folders(records=Path("runs/records"))
-record = experiment.run(described, folders)
-saved = experiment.load_synthesizer(folders.runs / Path(record_name(record)).stem / "synthesizer.safetensors")
+record = run(described, folders)
+saved = load_synthesizer(folders.runs / Path(record_name(record)).stem / "synthesizer.safetensors")
 synthesizer, settings = saved.synthesizer, saved.settings
 
 # %% [markdown]
@@ -76,7 +84,7 @@ noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
 noisy = [synthesizer.compressor.decode(clean + level * noise) for level in levels]
 
 # %% mystnb={"figure": {"caption": "Latents with rising noise, decoded: the forward half of diffusion.", "name": "fig-noising"}, "image": {"alt": "One synthetic image per row; from left to right its latent has more noise, until nothing can be recognised."}}
-plots.denoising_steps(noisy, levels, saved.class_names)
+samples.denoising_steps(noisy, levels, saved.class_names)
 
 # %% [markdown]
 # ## First the moments: a private mixture
@@ -101,7 +109,7 @@ glue("components", mixture.means.shape[1], display=False)
 
 # %% mystnb={"figure": {"caption": "What the private mixture knows before any network is trained: centres of its components at the left, which are noisy averages of many images, and then draws from it, decoded.", "name": "fig-centres"}, "image": {"alt": "A grid with one row per class: at the left a soft-edged average of the class, then rougher images drawn around it."}}
 known = {name: synthesizer.compressor.decode(row) for name, row in zip(saved.class_names, latents, strict=True)}
-plots.image_rows(known, "The mixture alone", "class", f"{centres.shape[1]} of the centres, then {many} draws")
+samples.image_rows(known, "The mixture alone", "class", f"{centres.shape[1]} of the centres, then {many} draws")
 
 # %% [markdown]
 # In this run a class has {glue:text}`components` component(s), and one covariance, which all draws of the class share.
@@ -123,7 +131,7 @@ scales = diffusion.precondition(sigmas)
 lines = {"in": scales.into, "out": scales.out, "skip": scales.skip}
 
 # %% mystnb={"figure": {"caption": "The scalings around the network against the noise level. The network's output counts for little where there is little noise to remove.", "name": "fig-preconditioning"}, "image": {"alt": "Three curves against the noise level: in and skip fall from one to nearly zero, out rises from nearly zero to one."}}
-plots.curves(sigmas, {name: line.tolist() for name, line in lines.items()}, "noise level σ", "factor", logarithmic="x")
+charts.curves(sigmas, {name: line.tolist() for name, line in lines.items()}, "noise level σ", "factor", logarithmic="x")
 
 # %% [markdown]
 # It is fitted to minimise the weighted squared error, averaged over $K$ noise levels of each image (noise multiplicity,
@@ -157,12 +165,12 @@ mechanisms, delta = [Mechanism(**entry) for entry in record["privacy"]["mechanis
 shares = budget_shares(Ledger(mechanisms), delta)
 
 # %% mystnb={"figure": {"caption": "Every mechanism that looked at the private images, and its share of the budget.", "name": "fig-budget"}, "image": {"alt": "Horizontal bars, one for each mechanism of both stages, with their shares of the privacy budget in per cent."}}
-plots.budget_split(record["privacy"], shares)
+charts.budget_split(record["privacy"], shares)
 
 # %%
 composed = Ledger(mechanisms)
 accountants = {name: composed.epsilon(delta, name) for name in ("prv", "rdp", "pld")}
-plots.captioned(
+style.captioned(
     pd.Series(accountants, name="ε").rename_axis("accountant").round(4), "ε of the run by three accountants."
 )
 
@@ -182,7 +190,7 @@ chosen = torch.linspace(0, len(walk) - 1, min(8, len(walk))).round().int().tolis
 pictures = [synthesizer.compressor.decode(walk[step]) for step in chosen]
 
 # %% mystnb={"figure": {"caption": "The same samples on their way from noise to image, one row per class. Each column is a later step with less noise.", "name": "fig-denoising"}, "image": {"alt": "Rows of pictures that start as grey noise at the left and end as recognisable images of each class at the right."}}
-plots.denoising_steps(pictures, schedule[chosen].tolist(), saved.class_names)
+samples.denoising_steps(pictures, schedule[chosen].tolist(), saved.class_names)
 
 # %% [markdown]
 # ## Drawn again
@@ -213,11 +221,11 @@ refused = (logits.argmax(1) != drawn_for).double()
 glue("candidates", settings.selection.candidates, display=False)
 glue("refused", f"{refused.mean().item():.0%}", display=False)
 by_class = pd.Series([refused[drawn_for == c].mean().item() for c in classes], saved.class_names, name="drawn again")
-plots.captioned(by_class.map("{:.0%}".format).rename_axis("class"), "How many of each class the classifier refuses.")
+style.captioned(by_class.map("{:.0%}".format).rename_axis("class"), "How many of each class the classifier refuses.")
 
 # %% mystnb={"figure": {"caption": "The ten of two hundred images of each class that look least like what they should be.", "name": "fig-refused"}, "image": {"alt": "A row of synthetic images, most of which show nothing or something between two classes."}}
 names = ", ".join(saved.class_names[c] for c in drawn_for[unlike])
-plots.image_rows({"refused": candidates[unlike]}, "Not seen as what they should be", "", names)
+samples.image_rows({"refused": candidates[unlike]}, "Not seen as what they should be", "", names)
 
 # %% [markdown]
 # Here the classifier refuses {glue:text}`refused` of the images, and up to {glue:text}`candidates` are drawn for each one.
@@ -268,7 +276,7 @@ def away(images: torch.Tensor) -> float:
 
 distances = {"before": away(before), "after": away(after)} if moves else {"not moved": 0.0}
 far = pd.Series(distances, name="distance").round(3)
-plots.captioned(far, "How far edges are from where they should be, in standard deviations of a feature.")
+style.captioned(far, "How far edges are from where they should be, in standard deviations of a feature.")
 
 # %% [markdown]
 # ## A push towards the class
@@ -290,7 +298,7 @@ print(way if settings.pushes else "With these settings no image is pushed.")
 # %% mystnb={"figure": {"caption": "One of each class on its way: selected, with its edges moved, pushed unless that is off, and finished. Moving and pushing leave grain around the strokes; finishing, which raises the contrast where that is on, takes most of it away.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: as they were selected, below them with grain around their edges, and at the bottom finished ones."}}
 turns = (("selected", before), ("moved", after), ("pushed", pushed), ("finished", finished))
 shown_rows = {name: some[: len(classes)] for name, some in turns if name != "pushed" or settings.pushes}
-plots.image_rows(shown_rows, "From stage 1 to the image released", "step", "classes in order")
+samples.image_rows(shown_rows, "From stage 1 to the image released", "step", "classes in order")
 
 # %% [markdown]
 # ## Decoders that match
@@ -318,7 +326,7 @@ print(decided if settings.matches else "At this ε stage 1 draws all images.")
 # %% mystnb={"figure": {"caption": "The first of each class as stage 1 draws it, and three others of each as they are released. Nothing was chosen, so some are hard to name.", "name": "fig-released"}, "image": {"alt": "Four rows of synthetic images of every class: one as stage 1 draws them, and three as they are released."}}
 count = len(classes)
 rows = {"stage 1": before[:count]} | {f"released {1 + turn}": part for turn, part in enumerate(released.split(count))}
-plots.image_rows(rows, "As released", "", "classes in order")
+samples.image_rows(rows, "As released", "", "classes in order")
 
 # %% [markdown]
 # ## Guidance
@@ -328,13 +336,13 @@ plots.image_rows(rows, "As released", "", "classes in order")
 # it by looking at real images would not be.
 
 # %%
-guidances = {f"w = {weight:g}": experiment.SamplingSettings(steps=settings.sampling.steps, guidance=weight)
+guidances = {f"w = {weight:g}": SamplingSettings(steps=settings.sampling.steps, guidance=weight)
              for weight in (0.5, 1, 2, 4)}  # fmt: skip
 ends = {name: list(synthesizer.sample_latents(classes, seed, sampling))[-1] for name, sampling in guidances.items()}
 rows = {name: synthesizer.compressor.decode(latents) for name, latents in ends.items()}
 
 # %% mystnb={"figure": {"caption": "The same starting noise with rising guidance w; 1 is none. Decoded, nothing done to them.", "name": "fig-guidance"}, "image": {"alt": "Four rows of synthetic images from the same noise; with more guidance they become bolder and more uniform."}}
-plots.image_rows(rows, "Guidance", "weight", "classes in order")
+samples.image_rows(rows, "Guidance", "weight", "classes in order")
 
 # %% [markdown]
 # ## What we now know

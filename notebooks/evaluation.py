@@ -30,8 +30,19 @@ import torch
 from IPython.display import HTML
 from myst_nb import glue
 
-from dpldm import comparison, data, evaluation, experiment, methods, plots, privacy, results
-from dpldm.experiment import Experiment, Folders
+from dpldm import methods
+from dpldm.book import style
+from dpldm.book.published import read_published
+from dpldm.book.samples import image_rows, real_beside_synthetic
+from dpldm.data import datasets
+from dpldm.evaluation import fidelity
+from dpldm.evaluation.features import load_feature_network
+from dpldm.privacy import statement as privacy_statement
+from dpldm.records import files, names, schema
+from dpldm.records.images import load_images
+from dpldm.runs import chosen, words
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.run import run
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -50,27 +61,27 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # %%
 described = Experiment(dataset, epsilon, seed=seed, profile=profile)
 folders = Folders(records=Path("runs/records"))
-record = experiment.run(described, folders)
-print(experiment.summary(record, folders))
+record = run(described, folders)
+print(words.summary(record, folders))
 
 # %% [markdown]
 # ## Look first
 
 # %%
-folder = folders.runs / Path(results.record_name(record)).stem
-images, labels, _ = results.load_images(folder / "synthetic.npz")
-train, test = data.load(dataset, "train"), data.load(dataset, "test")
+folder = folders.runs / Path(names.record_name(record)).stem
+images, labels, _ = load_images(folder / "synthetic.npz")
+train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
 real_rows = torch.cat([(train.labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 rows = torch.cat([(labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 
 # %% mystnb={"figure": {"caption": "The first real and the first synthetic images of every class. Nothing was selected.", "name": "fig-real-synthetic"}, "image": {"alt": "Real images at the left and synthetic images at the right, one row per class."}}
 sides = train.images[real_rows], images[rows]
-plots.real_beside_synthetic(*sides, labels[rows], train.class_names)
+real_beside_synthetic(*sides, labels[rows], train.class_names)
 
 # %%
-samples = plots.real_beside_synthetic(*sides, labels[rows], train.class_names)
+samples = real_beside_synthetic(*sides, labels[rows], train.class_names)
 chinese = "左边是真实图像，右边是合成图像，每行一个类别。"
-glue("samples_zh_html", HTML(plots.as_html(samples, chinese)), display=False)
+glue("samples_zh_html", HTML(style.as_html(samples, chinese)), display=False)
 
 # %% [markdown]
 # ## Are they useful?
@@ -87,13 +98,13 @@ glue("samples_zh_html", HTML(plots.as_html(samples, chinese)), display=False)
 # %%
 metrics = record["metrics"]
 accuracies = pd.DataFrame(metrics["accuracy"]).rename_axis("seed") * 100
-plots.captioned(accuracies.round(2), "Accuracy on real test images (%), trained on synthetic ones; a row per seed.")
+style.captioned(accuracies.round(2), "Accuracy on real test images (%), trained on synthetic ones; a row per seed.")
 
 # %%
-quoted = comparison.read_published(Path("book/published.csv")).query("method == 'DP-Sinkhorn' and score == 'cnn'")
+quoted = read_published(Path("book/published.csv")).query("method == 'DP-Sinkhorn' and score == 'cnn'")
 (published,) = quoted[(quoted["dataset"] == dataset) & (quoted["epsilon"] == 10)]["value"]
-again = [one for one in results.read_all(Path("book/records")) if one["method"] == "dp-sinkhorn"]
-again = [one for one in again if one["dataset"] == dataset and experiment.made_today(one)]
+again = [one for one in files.read_all(Path("book/records")) if one["method"] == "dp-sinkhorn"]
+again = [one for one in again if one["dataset"] == dataset and chosen.made_today(one)]
 nearest_again = min(again, key=lambda one: abs(one["privacy"]["epsilon_target"] - 10))
 glue("sinkhorn", f"{100 * published:.1f} %", display=False)
 glue("sinkhorn_again", f"{100 * pd.Series(nearest_again['metrics']['accuracy']['cnn']).mean():.1f} %", display=False)
@@ -125,10 +136,10 @@ glue("features", metrics["features"], display=False)
 # compared. As a yardstick, the distance of real training images from real test images:
 
 # %%
-network = evaluation.load_feature_network(dataset)
+network = load_feature_network(dataset)
 limit = methods.PROFILES[profile].limit or 10_000
 features = [network.features(side.images[:limit]) for side in (train, test)]
-yardstick = evaluation.fid(*features)
+yardstick = fidelity.fid(*features)
 
 # %%
 glue("times", f"{metrics['fid_classifier'] / yardstick:.1f}", display=False)
@@ -136,7 +147,7 @@ scores = {"FID, classifier features": metrics["fid_classifier"], "FID of real im
 scores |= {"FID, Inception features": metrics["fid_inception"]}
 scores |= {name: metrics[name] for name in ("precision", "recall", "coverage")}
 shown = pd.Series(scores, name="score", dtype=float).map("{:.3f}".format).replace("nan", "–")
-plots.captioned(shown, "Distances, where lower is better, and shares, where higher is better; – was not measured.")
+style.captioned(shown, "Distances, where lower is better, and shares, where higher is better; – was not measured.")
 
 # %% [markdown]
 # **Precision** is the share of synthetic images that fall among real ones, **recall** the share of real ones that fall among
@@ -162,12 +173,12 @@ real = torch.stack([test.images[test.labels == number][0] for number in range(te
 
 # %% mystnb={"figure": {"caption": "Synthetic images with the training image nearest to each, and real test images with theirs. Whoever fears copies should compare the two pairs of rows.", "name": "fig-nearest"}, "image": {"alt": "Four rows of images of every class: synthetic ones, their nearest training images, real test images, and theirs."}}
 pairs = {"synthetic": synthetic, "nearest to it": beside_synthetic, "real test": real, "nearest to that": beside_real}
-plots.image_rows(pairs, "Nearest training images", "", "classes in order")
+image_rows(pairs, "Nearest training images", "", "classes in order")
 
 # %%
 distances = {"synthetic": away.tolist(), "real test": real_away.tolist()}
 table = pd.DataFrame.from_dict(distances, orient="index", columns=list(train.class_names)).round(1)
-plots.captioned(table, "Euclidean distance of each pair above; a pixel is between 0 and 1.")
+style.captioned(table, "Euclidean distance of each pair above; a pixel is between 0 and 1.")
 
 # %% [markdown]
 # All synthetic images are in the following score.
@@ -188,7 +199,7 @@ glue("below", 100 * copies["share_below_first_percentile"], display=False)
 # ## What the record claims
 
 # %%
-said = privacy.statement(record["privacy"], settings_saw_images=True)
+said = privacy_statement.statement(record["privacy"], settings_saw_images=True)
 print(said["claim"], "It holds if:", *said["assumptions"], sep="\n- ")
 
 # %% [markdown]
@@ -201,10 +212,10 @@ print(said["claim"], "It holds if:", *said["assumptions"], sep="\n- ")
 # program can check:
 
 # %%
-results.validate(record)
+schema.validate(record)
 if profile != "smoke":  # which teaches nothing
     assert float(accuracies["cnn"].mean()) > 100 * 3 / train.num_classes  # far from chance
     assert metrics["fid_classifier"] > 2 * yardstick
 assert said["epsilon"] <= epsilon
-assert metrics["note"] == experiment.UNCOVERED
-assert (folders.records / results.record_name(record)).is_file()
+assert metrics["note"] == words.UNCOVERED
+assert (folders.records / names.record_name(record)).is_file()

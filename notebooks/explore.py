@@ -26,7 +26,8 @@ from pathlib import Path
 
 from IPython.display import HTML
 
-from dpldm import plots, results, slider
+from dpldm.book import slider, style
+from dpldm.records import files
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -43,8 +44,8 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # are those of the first seed, and were not chosen.
 
 # %%
-records = results.read_all(Path("book/records"))
-runs = {name: slider.runs_by_epsilon(records, name) for name in plots.DATASETS}
+records = files.read_all(Path("book/records"))
+runs = {name: slider.runs_by_epsilon(records, name) for name in style.DATASETS}
 
 # %% [markdown]
 # ## Digits

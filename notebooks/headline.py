@@ -29,9 +29,16 @@ import torch
 from IPython.display import HTML, Markdown
 from myst_nb import glue
 
-from dpldm import ablation, comparison, data, experiment, headline, pipeline, plots, results
-from dpldm.experiment import Experiment, Folders
-from dpldm.results import read_all, record_name
+from dpldm.book import comparison, headline, ingredients, pipeline, published, series, style, targets
+from dpldm.book.samples import real_beside_synthetic
+from dpldm.data import datasets
+from dpldm.records import tables
+from dpldm.records.files import read_all
+from dpldm.records.images import load_images
+from dpldm.records.names import record_name
+from dpldm.runs import ablation
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.run import run
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -46,38 +53,38 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 
 # %%
 folders = Folders(records=Path("runs/records"))
-record = experiment.run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
+record = run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
 committed = [one for one in read_all(Path("book/records")) if one["dataset"] == dataset]
 records = {record_name(one): one for one in [*committed, record]}
-own, real_images = comparison.runs_of(records.values()), comparison.runs_of(records.values(), "real")
-quoted = comparison.read_published(Path("book/published.csv")).query("dataset == @dataset")
+own, real_images = targets.runs_of(records.values()), targets.runs_of(records.values(), "real")
+quoted = published.read_published(Path("book/published.csv")).query("dataset == @dataset")
 print("No committed records yet: this build's run stands alone." if not committed else f"{len(records)} records")
 
 # %%
 metrics, spent = record["metrics"], record["privacy"]
 meaningless = " (with the profile smoke: its numbers mean nothing)" if profile == "smoke" else ""
-glue("dataset", plots.DATASETS[dataset] + meaningless, display=False)
+glue("dataset", style.DATASETS[dataset] + meaningless, display=False)
 glue("epsilon_spent", f"{spent['epsilon']:.3g}", display=False)
-glue("delta", plots.decimal(spent["delta"]), display=False)
+glue("delta", style.decimal(spent["delta"]), display=False)
 glue("n_synthetic", f"{metrics['n_synthetic']:,}", display=False)
 glue("cnn", f"{100 * torch.tensor(metrics['accuracy']['cnn']).mean():.1f}", display=False)
 glue("fid", f"{metrics['fid_classifier']:.2f}", display=False)
-glue("run_time", results.duration(sum(filter(None, record["seconds"].values()))), display=False)
+glue("run_time", tables.duration(sum(filter(None, record["seconds"].values()))), display=False)
 glue("device", record["device"].removeprefix("cpu: "), display=False)
 
 # %% [markdown]
 # ## Real and synthetic images
 
 # %%
-images, labels, _ = results.load_images(folders.runs / Path(record_name(record)).stem / "synthetic.npz")
-train = data.load(dataset, "train")
+images, labels, _ = load_images(folders.runs / Path(record_name(record)).stem / "synthetic.npz")
+train = datasets.load(dataset, "train")
 rows = torch.cat([(labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
 real = torch.cat([(train.labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
-samples = plots.real_beside_synthetic(train.images[real], images[rows], labels[rows], train.class_names)
+samples = real_beside_synthetic(train.images[real], images[rows], labels[rows], train.class_names)
 
 # %%
 text = "Real images at the left, private synthetic images at the right, one row per class."
-glue("samples_html", HTML(plots.as_html(samples, text)), display=True)
+glue("samples_html", HTML(style.as_html(samples, text)), display=True)
 
 # %% [markdown]
 # ## Four lines
@@ -90,9 +97,9 @@ glue("samples_html", HTML(plots.as_html(samples, text)), display=True)
 # %%
 drawn = headline.drawn_profile(own, profile)
 points = headline.lines(own, real_images, quoted, drawn)
-figure = plots.headline(points, headline.title(dataset, drawn))
+figure = series.headline(points, headline.title(dataset, drawn))
 text = "Test accuracy against the privacy budget: this book, the best published, DP-Sinkhorn, and real images."
-glue("figure_html", HTML(plots.as_html(figure, text)), display=True)
+glue("figure_html", HTML(style.as_html(figure, text)), display=True)
 
 # %%
 standing = headline.standing_in_words(points)
@@ -118,7 +125,7 @@ glue("table_html", HTML(comparison.as_html(frame)), display=True)
 
 # %%
 effects = ablation.effects(ablation.table([ablation.of_today(one) for one in ablation.read_all(Path("book/ablation"))]))
-additions = pipeline.additions_in_words(comparison.of_one_profile(effects, dataset, drawn), epsilon)
+additions = pipeline.additions_in_words(ingredients.of_one_profile(effects, dataset, drawn), epsilon)
 glue("additions", additions, display=False)
 Markdown(additions)
 

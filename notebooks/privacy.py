@@ -31,16 +31,11 @@ import torch
 from myst_nb import glue
 from scipy.stats import norm
 
-from dpldm import plots
-from dpldm.privacy import (
-    Ledger,
-    Mechanism,
-    NoiseSource,
-    PrivateData,
-    gaussian_epsilon,
-    gaussian_mechanism,
-    gaussian_noise_multiplier,
-)
+from dpldm.book import charts
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import Mechanism, gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource, gaussian_mechanism
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -71,7 +66,7 @@ without = gaussian_mechanism(torch.full((times,), sevens), 1.0, 2.0, noise)
 with_one_more = gaussian_mechanism(torch.full((times,), sevens + 1), 1.0, 2.0, noise)
 
 # %% mystnb={"figure": {"caption": "The noisy count, asked many times of two neighbouring data sets. One answer tells almost nothing about which of the two it came from.", "name": "fig-neighbours"}, "image": {"alt": "Two bell-shaped histograms of noisy counts, one shifted by a single image, that overlap almost entirely."}}
-plots.histograms({"without the image": without, "with it": with_one_more}, "published count (images)", "Neighbours")
+charts.histograms({"without the image": without, "with it": with_one_more}, "published count (images)", "Neighbours")
 
 # %% [markdown]
 # ## What ε and δ say
@@ -110,7 +105,7 @@ glue("own_multiplier", gaussian_noise_multiplier(epsilon, delta), display=False)
 glue("own_epsilon", epsilon, display=False)
 
 # %% mystnb={"figure": {"caption": "Noise that one question needs, against ε. Below one, half the ε takes twice the noise; above ten, a little noise already does.", "name": "fig-noise"}, "image": {"alt": "The noise multiplier falls steeply as the budget grows, on two logarithmic axes."}}
-plots.curves(budgets, {"one question": multipliers}, "ε (δ = 0.00001)", "noise multiplier", "One question", "xy")
+charts.curves(budgets, {"one question": multipliers}, "ε (δ = 0.00001)", "noise multiplier", "One question", "xy")
 
 # %% [markdown]
 # This book's run may spend ε = {glue:text}`own_epsilon`. If that were one question, its noise multiplier would be
@@ -133,7 +128,7 @@ composed = [Ledger([replace(question, steps=steps)]).epsilon(delta) for steps in
 added_up = [steps * composed[0] for steps in asked]
 
 # %% mystnb={"figure": {"caption": "ε of many equal questions: simply added up, and composed as the ledger does.", "name": "fig-composition"}, "image": {"alt": "Added up, epsilon grows in proportion to the number of questions; composed it grows like the square root and stays far below."}}
-plots.curves(asked, {"added up": added_up, "composed": composed}, "questions asked", "ε", "Composition", "xy")
+charts.curves(asked, {"added up": added_up, "composed": composed}, "questions asked", "ε", "Composition", "xy")
 
 # %% [markdown]
 # ## Subsampling: a question that an image may not even hear
@@ -152,7 +147,7 @@ prv = [ledger.epsilon(delta, "prv") for ledger in ledgers]
 rdp = [ledger.epsilon(delta, "rdp") for ledger in ledgers]
 
 # %% mystnb={"figure": {"caption": "ε of the same number of noisy steps against the share of images that each of them sees, by two accountants.", "name": "fig-subsampling"}, "image": {"alt": "Epsilon rises with the sample rate; the Renyi accountant lies slightly above the PRV accountant everywhere."}}
-plots.curves(rates, {"PRV": prv, "Rényi": rdp}, "sample rate q", "ε", "Subsampling", "xy")
+charts.curves(rates, {"PRV": prv, "Rényi": rdp}, "sample rate q", "ε", "Subsampling", "xy")
 
 # %% [markdown]
 # Small batches are not free, though: the noise is the same for a sum over fewer images, so each step is noisier. Which
@@ -175,7 +170,7 @@ glue("guessed", 100 * guesses.double().mean().item(), display=False)
 glue("possible", 100 * float(norm.cdf(0.25)), display=False)
 
 # %% mystnb={"figure": {"caption": "How often the best attacker guesses right whether an image was there: what ε allows, and what Gaussian noise of that ε concedes.", "name": "fig-attacker"}, "image": {"alt": "The bound rises from one half to nearly one as epsilon grows; the best attack on Gaussian noise stays clearly below it."}}
-plots.curves(
+charts.curves(
     budgets,
     {"allowed by ε": bounds, "Gaussian mechanism": best},
     "ε",
@@ -195,7 +190,7 @@ false_positive = torch.logspace(-5, 0, 200).double()
 true_positive = norm.cdf(norm.ppf(false_positive) + 1 / own_noise)
 
 # %% mystnb={"figure": {"caption": "The best attack on one Gaussian mechanism at this book's ε: members found against innocents accused. The dashed line is guessing.", "name": "fig-roc"}, "image": {"alt": "True positive rate of the best attack against its false positive rate on logarithmic axes, above the diagonal of guessing."}}
-plots.roc(false_positive.tolist(), true_positive.tolist())
+charts.roc(false_positive.tolist(), true_positive.tolist())
 
 # %% [markdown]
 # At an ε of ten such an attacker would do well. Keep that in mind when you read it in a table. That attacker knows all

@@ -31,15 +31,20 @@ import pandas as pd
 import torch
 from myst_nb import glue
 
-from dpldm import audit, data, evaluation, plots
-from dpldm.audit import Examples
-from dpldm.compression import PCASettings
-from dpldm.experiment import balanced_labels
+from dpldm.audit import attacks, evidence, readings
+from dpldm.audit.bounds import LowerBound, one_run_bound
+from dpldm.audit.evidence import Examples
+from dpldm.book import samples, style
+from dpldm.data import datasets
+from dpldm.evaluation import classifiers
+from dpldm.method.pca import PCASettings
+from dpldm.method.settings import SynthesisSettings, smoke
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.method.training import FitSettings
 from dpldm.methods import PROFILES
-from dpldm.privacy import PrivacySpec
+from dpldm.privacy.mechanisms import PrivacySpec
 from dpldm.recipes import settings_for
-from dpldm.settings import SynthesisSettings, smoke
-from dpldm.training import FitSettings
+from dpldm.runs.experiment import balanced_labels
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -66,22 +71,22 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # A few thousand images are enough to see the difference; runs on all of them are on [the comparison](comparison.ipynb).
 
 # %%
-train, test = data.load(dataset, "train"), data.load(dataset, "test")
+train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
 count, classes = PROFILES[profile].limit or 6_000, train.num_classes
 some = Examples(train.images[:count], train.labels[:count], classes)
 fit = FitSettings(steps=5 if profile == "smoke" else 60, batch=count // 6, clip_norm=0.1)
 settings = replace(settings_for(profile, dataset, epsilon), fit=fit)
-fitted = {name: audit.reading(name, some, settings, PrivacySpec(epsilon), seed) for name in "ABC"}
+fitted = {name: readings.reading(name, some, settings, PrivacySpec(epsilon), seed) for name in "ABC"}
 
 # %%
 claims = {name: reading.epsilon_claimed for name, reading in fitted.items()}
 ledgers = {name: reading.epsilon_ledger for name, reading in fitted.items()}
 said = pd.DataFrame({"ε claimed": claims, "ε of the ledger": ledgers}).rename_axis("reading").round(3)
-plots.captioned(said, "What each reading claims, and what its ledger says.")
+style.captioned(said, "What each reading claims, and what its ledger says.")
 
 # %% [markdown]
 # The ledger is not fooled: in A the latents are read without noise, and its ε is infinite. The library never offers A as
-# private; `audit.reading` exists for this page and for the tests, and can't write a record.
+# private; `dpldm.audit.readings.reading` exists for this page and for the tests, and can't write a record.
 
 # %%
 labels = balanced_labels(1_000 if profile == "smoke" else 10_000, classes)
@@ -89,16 +94,16 @@ drawn = {name: torch.cat(list(reading.synthesizer.sample(labels, seed))) for nam
 rows = {f"reading {name}": images[:classes] for name, images in drawn.items()}
 
 # %% mystnb={"figure": {"caption": "What each reading draws, one image per class, at the same claimed ε.", "name": "fig-readings"}, "image": {"alt": "Three rows of synthetic images, one row for each reading and one column for each class."}}
-plots.image_rows(rows, "Three readings", "reading", "classes in order")
+samples.image_rows(rows, "Three readings", "reading", "classes in order")
 
 # %%
 trained = {
-    name: evaluation.train_classifier("mlp", images, labels, classes, seed=seed).network
+    name: classifiers.train_classifier("mlp", images, labels, classes, seed=seed).network
     for name, images in drawn.items()
 }
-right = {name: 100 * evaluation.accuracy(network, test.images, test.labels) for name, network in trained.items()}
+right = {name: 100 * classifiers.accuracy(network, test.images, test.labels) for name, network in trained.items()}
 accuracies = pd.Series(right, name="MLP accuracy (%)").rename_axis("reading").round(1)
-plots.captioned(accuracies, "A small classifier, trained on what each reading draws, on real test images.")
+style.captioned(accuracies, "A small classifier, trained on what each reading draws, on real test images.")
 
 # %% [markdown]
 # B is private and weak. One latent is one person's, so each needs noise enough to hide a whole person, and no averaging over
@@ -116,25 +121,25 @@ plots.captioned(accuracies, "A small classifier, trained on what each reading dr
 # %%
 claim, delta = 1.0, 1e-5
 known = Examples(train.images[:300], train.labels[:300], classes)
-strange = audit.odd_images(200, train.image_shape, seed + 1)
+strange = evidence.odd_images(200, train.image_shape, seed + 1)
 canaries = Examples(strange, balanced_labels(len(strange), classes), classes)
 compressed = replace(settings.compression, kind="pca", pca=PCASettings(dim=24, frequencies=8))
 tiny = FitSettings(steps=10, batch=100, clip_norm=0.1)
 little = replace(smoke(SynthesisSettings()), compression=compressed, fit=tiny)
 
 # %% mystnb={"figure": {"caption": "Some of the canaries: images that nobody would miss, and that no other image resembles.", "name": "fig-canaries"}, "image": {"alt": "A row of blotchy black and white patterns."}}
-plots.image_rows({"canaries": strange[:8]}, "Odd on purpose", "")
+samples.image_rows({"canaries": strange[:8]}, "Odd on purpose", "")
 
 
 # %%
-def audited(name: str) -> audit.LowerBound:
+def audited(name: str) -> LowerBound:
     """The larger of both attacks' lower bounds on a reading's ε, from one run."""
 
-    def released(examples: Examples, seed: int) -> audit.LatentDiffusion:
-        return audit.reading(name, examples, little, PrivacySpec(claim, delta), seed).synthesizer
+    def released(examples: Examples, seed: int) -> LatentDiffusion:
+        return readings.reading(name, examples, little, PrivacySpec(claim, delta), seed).synthesizer
 
-    found = audit.model_in_one_run(released, known, canaries, seed + 3)
-    return max((audit.one_run_bound(scores, delta) for scores in found.values()), key=lambda bound: bound.epsilon_lower)
+    found = attacks.model_in_one_run(released, known, canaries, seed + 3)
+    return max((one_run_bound(scores, delta) for scores in found.values()), key=lambda bound: bound.epsilon_lower)
 
 
 # %%
@@ -145,7 +150,7 @@ shown = pd.DataFrame(
 ).T
 shown = shown.assign(disproved={name: bound.contradicts(claim) for name, bound in bounds.items()}).round(2)
 shown = shown.rename(columns={"epsilon_lower": "ε is at least"}).rename_axis("reading")
-plots.captioned(shown, f"Attacks on each reading, which all claim ε = {claim:g}.")
+style.captioned(shown, f"Attacks on each reading, which all claim ε = {claim:g}.")
 
 # %%
 glue("lower_a", bounds["A"].epsilon_lower, display=False)

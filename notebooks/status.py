@@ -27,9 +27,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpldm import book, data, experiment, plots, results
-from dpldm.experiment import Experiment, Folders
-from dpldm.results import read_all, record_name
+from dpldm.book import freshness, style
+from dpldm.data import datasets
+from dpldm.records import environment
+from dpldm.records.files import read_all
+from dpldm.records.names import record_name
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.run import run
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -41,8 +45,8 @@ seed: int = 0  # of everything random, 0 to 10⁹
 profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
 # %%
 folders = Folders(records=Path("runs/records"))
-record = experiment.run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
-facts = results.environment_facts()
+record = run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
+facts = environment.environment_facts()
 
 # %% [markdown]
 # ## The run
@@ -50,13 +54,13 @@ facts = results.environment_facts()
 # %%
 described = {key: record[key] for key in ("dataset", "method", "profile", "seed", "device", "commit")}
 described |= {key: record["privacy"][key] for key in ("epsilon_target", "epsilon", "delta", "accountant")}
-plots.captioned(pd.Series({key: str(value) for key, value in described.items()}, name="value"), "The reference run.")
+style.captioned(pd.Series({key: str(value) for key, value in described.items()}, name="value"), "The reference run.")
 
 # %% [markdown]
 # Seconds of each stage:
 
 # %%
-plots.captioned(pd.Series(record["seconds"], name="seconds").round(1), "Wall time of each stage of the run.")
+style.captioned(pd.Series(record["seconds"], name="seconds").round(1), "Wall time of each stage of the run.")
 
 # %% [markdown]
 # ## The notebooks
@@ -65,9 +69,9 @@ plots.captioned(pd.Series(record["seconds"], name="seconds").round(1), "Wall tim
 # executed before this one are listed.
 
 # %%
-done = [(page.name, page.seconds, page.finished) for page in book.executions() if page.name != "status"]
+done = [(page.name, page.seconds, page.finished) for page in freshness.executions() if page.name != "status"]
 times = pd.DataFrame(done, columns=["notebook", "seconds", "finished"]).set_index("notebook")
-plots.captioned(times, "Wall time of each page that was executed before this one.")
+style.captioned(times, "Wall time of each page that was executed before this one.")
 
 # %% [markdown]
 # ## The machine and the versions
@@ -76,7 +80,7 @@ plots.captioned(times, "Wall time of each page that was executed before this one
 print(facts["device"], facts["commit"], sep="\n")
 
 # %%
-plots.captioned(pd.Series(facts["versions"], name="version"), "The packages that decide the numbers.")
+style.captioned(pd.Series(facts["versions"], name="version"), "The packages that decide the numbers.")
 
 # %% [markdown]
 # ## The data
@@ -96,7 +100,7 @@ print(*(f"{value}  {name}" for name, value in record["data_sha256"].items()), se
 records = {record_name(one): one for one in [*read_all(Path("book/records")), record]}
 made = {name: [one["commit"][:14], one["device"]] for name, one in records.items()}
 origins = pd.DataFrame.from_dict(made, orient="index", columns=["commit", "device"]).rename_axis("record")
-plots.captioned(origins, "Where every record on these pages comes from.")
+style.captioned(origins, "Where every record on these pages comes from.")
 
 # %% [markdown]
 # ## What we now know
@@ -105,5 +109,5 @@ plots.captioned(origins, "Where every record on these pages comes from.")
 # of scores may differ. The last cell checks that the files are the known ones.
 
 # %%
-assert set(record["data_sha256"].values()) <= set(data.DATASETS[dataset].sha256.values())
+assert set(record["data_sha256"].values()) <= set(datasets.DATASETS[dataset].sha256.values())
 assert record["versions"].keys() <= facts["versions"].keys()

@@ -29,9 +29,12 @@ from pathlib import Path
 import pandas as pd
 from myst_nb import glue
 
-from dpldm import comparison, experiment, plots
-from dpldm.experiment import Experiment, Folders
-from dpldm.results import read_all, record_name
+from dpldm.book import comparison, series, style
+from dpldm.records.files import read_all
+from dpldm.records.names import record_name
+from dpldm.runs import words
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.run import run
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
     os.chdir("..")
@@ -49,7 +52,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 
 # %%
 folders = Folders(records=Path("runs/records"))
-record = experiment.run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
+record = run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
 committed = read_all(Path("book/records"))
 records = {record_name(one): one for one in [*committed, record]}
 table = comparison.measured(records.values())
@@ -81,7 +84,7 @@ known = ["DPDM (accuracy sampler)", "DPDM (FID sampler)", "DP-Sinkhorn", "DP-Sin
 beside = published[published["method"].isin(known) & published["dataset"].isin(table["dataset"])]
 
 # %% mystnb={"figure": {"caption": "Accuracy on real test images of a CNN that was trained on synthetic images only, against ε; published points in grey.", "name": "fig-sweep-accuracy"}, "image": {"alt": "Accuracy against the privacy budget, one panel for each data set; published methods are grey points around the lines of this project."}}
-plots.accuracy_against_epsilon(table, beside)
+series.accuracy_against_epsilon(table, beside)
 
 # %% [markdown]
 # ## Fidelity
@@ -90,7 +93,7 @@ plots.accuracy_against_epsilon(table, beside)
 # of them belongs into this figure.
 
 # %% mystnb={"figure": {"caption": "Fréchet distance of synthetic images to real test images on classifier features, against ε.", "name": "fig-sweep-fid"}, "image": {"alt": "Frechet distance against the privacy budget, one panel for each data set, with a dot for every seed."}}
-plots.fid_against_epsilon(table)
+series.fid_against_epsilon(table)
 
 # %% [markdown]
 # ## What the network adds to the mixture
@@ -105,7 +108,7 @@ glue("least", f"{own['epsilon'].iloc[0]:g}", display=False)
 glue("most", f"{own['epsilon'].iloc[-1]:g}", display=False)
 glue("at_least", float(100 * own["cnn"].iloc[0]), display=False)
 glue("at_most", float(100 * own["cnn"].iloc[-1]), display=False)
-glue("which", plots.DATASETS[dataset], display=False)
+glue("which", style.DATASETS[dataset], display=False)
 
 # %% [markdown]
 # On {glue:text}`which`, from ε = {glue:text}`least` to ε = {glue:text}`most`, the CNN goes from {glue:text}`at_least:.1f` % to
@@ -118,7 +121,7 @@ glue("which", plots.DATASETS[dataset], display=False)
 
 # %%
 private = [one for one in records.values() if one["privacy"]["epsilon"] is not None]
-claims = [experiment.statement(one["privacy"], one["dataset"])["epsilon"] for one in private]
+claims = [words.statement(one["privacy"], one["dataset"])["epsilon"] for one in private]
 assert record_name(record) in {name for names in own["records"] for name in names}
 assert all(one["privacy"]["epsilon"] <= (one["privacy"]["epsilon_target"] or float("inf")) for one in private)
 assert len(claims) == len(private) > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpldm import book
+from dpldm.book import build, notebooks
 
 # Most tests compare what the CPU computes, bit for bit; the one that wants a GPU gives it to a process of its own.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -103,7 +103,7 @@ def make_book(folder: Path, **files: str) -> Path:
 def small_book(tmp_path_factory) -> Path:
     """The folder of a small book, executed and built."""
     folder = make_book(tmp_path_factory.mktemp("book"))
-    book.build({}, root=folder, say=lambda line: None)
+    build.build({}, root=folder, say=lambda line: None)
     return folder
 
 
@@ -115,7 +115,7 @@ def small_site(small_book) -> Path:
 @pytest.fixture(scope="session")
 def real_site() -> Path:
     """The real site, where it is up to date."""
-    stamp, site = book.ROOT / "_build" / "site.stamp", book.ROOT / "_build" / "html"
-    if not stamp.exists() or stamp.read_text() != book._site_inputs(book.ROOT) or not site.exists():
+    stamp, site = notebooks.ROOT / "_build" / "site.stamp", notebooks.ROOT / "_build" / "html"
+    if not stamp.exists() or stamp.read_text() != build._site_inputs(notebooks.ROOT) or not site.exists():
         pytest.skip("no up-to-date site in _build/html: build it with `make book`")
     return site

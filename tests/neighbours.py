@@ -1,6 +1,6 @@
 """What one private image may move in a run, for any method: nothing but the releases, and those by their sensitivity.
 
-A run is followed from `experiment.run` on a file to the files it leaves, in secure mode, and its releases are recorded
+A run is followed from `run` on a file to the files it leaves, in secure mode, and its releases are recorded
 without noise. Then it is followed again on a neighbour, one image more or less, while every release is answered as it
 was before. So what goes into a mechanism moves by that image's contribution alone, and nothing else may move: models,
 drawn images, steps, what is charged. DP-SGD is examined where it starts, with the losses of the method: each example's
@@ -26,12 +26,22 @@ import torch
 from torch import Tensor, nn
 
 import dpldm
-from dpldm import compression, experiment, methods, privacy, results, training
-from dpldm.experiment import Experiment, Folders, Progress
-from dpldm.matching import MatchingSettings
-from dpldm.privacy import Mechanism, NoiseSource, PrivateData, Release, watched
-from dpldm.synthesis import SynthesisSettings
-from dpldm.training import FitSettings
+from dpldm import (
+    methods,
+)
+from dpldm.method import compression, training
+from dpldm.method.decoders import MatchingSettings
+from dpldm.method.settings import SynthesisSettings
+from dpldm.method.training import FitSettings
+from dpldm.privacy import accounting, budget
+from dpldm.privacy import noise as noise_module
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import Mechanism, gaussian_epsilon
+from dpldm.privacy.noise import NoiseSource, Release, watched
+from dpldm.recipes import settings_for
+from dpldm.records import environment, names, stages
+from dpldm.runs.experiment import Experiment, Folders, Progress
+from dpldm.runs.run import run
 
 LIBRARY = Path(dpldm.__file__).parent
 N, SIDE, CLASSES = 48, 12, 3
@@ -102,7 +112,7 @@ _TINY = FitSettings(steps=3, batch=40, physical_batch=16)
 
 
 def _ours(kind: str, every_stage: bool) -> SynthesisSettings:
-    settings = methods.settings_for("smoke", "own", 2.0)
+    settings = settings_for("smoke", "own", 2.0)
     compressed = settings.compression
     compressed = replace(
         compressed,
@@ -203,9 +213,9 @@ def follow(
         if answers is None:
             stack.enter_context(_examined_descents(course))
         course.releases = stack.enter_context(watched(answer))
-        record = experiment.run(asked, Folders(place / "records", place / "runs"), _Told(course.steps))
-    folder = place / "runs" / Path(results.record_name(record)).stem
-    course.tensors, course.facts = results.StageFolder(folder).load("synthesizer")
+        record = run(asked, Folders(place / "records", place / "runs"), _Told(course.steps))
+    folder = place / "runs" / Path(names.record_name(record)).stem
+    course.tensors, course.facts = stages.StageFolder(folder).load("synthesizer")
     course.images = (folder / "synthetic.npz").read_bytes()
     return course
 
@@ -222,15 +232,15 @@ def _public_chance(present: int, alone: bool, rates: set[float]) -> Iterator[tup
     yield NoiseSource, "poisson_mask", poisson_mask
     yield secrets, "randbits", lambda bits: 2
     yield PrivateData, "__len__", lambda self: N
-    yield results, "_commit", lambda root: "0" * 40
-    yield privacy, "_spent", _roughly_spent  # which accountant calibrates makes no difference here
+    yield environment, "_commit", lambda root: "0" * 40
+    yield accounting, "_spent", _roughly_spent  # which accountant calibrates makes no difference here
     yield torch.linalg, "eigh", _decomposed  # of synthetic images' edges: the same in every run, if nothing moves
 
 
-def _roughly_spent(parts: tuple, delta: float, accountant: str) -> privacy.Spent:
+def _roughly_spent(parts: tuple, delta: float, accountant: str) -> accounting.Spent:
     mechanisms = [Mechanism("one", "any", noise, rate, steps) for noise, rate, steps in parts]
-    precision = sum(map(privacy._rough_precision, mechanisms))
-    return privacy.Spent(privacy.gaussian_epsilon(precision**-0.5, delta), "prv")
+    precision = sum(map(budget._rough_precision, mechanisms))
+    return accounting.Spent(gaussian_epsilon(precision**-0.5, delta), "prv")
 
 
 _eigh, _known = torch.linalg.eigh, {}
@@ -343,7 +353,7 @@ def _examined_descents(course: Course) -> Iterator[None]:
             mask[chosen] = True
             with ExitStack() as stack:
                 stack.enter_context(patch.object(NoiseSource, "poisson_mask", lambda self, n, rate: mask))
-                stack.enter_context(patch.object(privacy, "_watchers", []))
+                stack.enter_context(patch.object(noise_module, "_watchers", []))
                 stack.enter_context(_the_same_chance_for_all())
                 seen = stack.enter_context(watched())
                 few = replace(settings, physical_batch=max(1, len(chosen)))

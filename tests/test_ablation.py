@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm import ablation, cli, data, evaluation, experiment, methods, recipes, results
-from dpldm.ablation import AblationError
-from dpldm.compression import PrivatePCA
-from dpldm.data import ImageData
-from dpldm.experiment import Experiment, Folders
-from dpldm.privacy import PrivateData
-from dpldm.synthesis import LatentDiffusion
+from dpldm import cli, methods, recipes
+from dpldm.data import datasets
+from dpldm.data.images import ImageData, validation_split
+from dpldm.evaluation import classifiers, settings
+from dpldm.method.pca import PrivatePCA
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.guard import PrivateData
+from dpldm.records import environment
+from dpldm.runs import ablation, experiment, validation, variations
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.variations import AblationError
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +31,9 @@ def bars(monkeypatch):
     images[labels == 1, :, 5:7, :] += 0.6
     made = ImageData("mnist", images, labels, ("upright", "level", "none"), {"bars": "0" * 64})
     test = replace(made, images=torch.full_like(images, torch.nan))  # a look at it would show
-    monkeypatch.setattr(data, "load", lambda name, split, *_: made if split == "train" else test)
-    monkeypatch.setattr(results, "_commit", lambda root: "0" * 40)
-    scoring = replace(evaluation.EVALUATION["smoke"], classifier_seeds=1, cnn_epochs=3, mlp_epochs=3)
+    monkeypatch.setattr(datasets, "load", lambda name, split, *_: made if split == "train" else test)
+    monkeypatch.setattr(environment, "_commit", lambda root: "0" * 40)
+    scoring = replace(settings.EVALUATION["smoke"], classifier_seeds=1, cnn_epochs=3, mlp_epochs=3)
     monkeypatch.setitem(methods.PROFILES, "smoke", methods.Profile("toy", None, 900, scoring))
     return made
 
@@ -47,8 +52,8 @@ def measured(folder, *only, epsilon=5.0, **options):
     ("dataset", "epsilon"), [("mnist", 10.0), ("mnist", 1.0), ("mnist", 0.2), ("fashion_mnist", 1.0)]
 )
 def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, epsilon):
-    found = ablation.variations(dataset, epsilon, profile)
-    base = found[ablation.DEFAULT].experiment.settings
+    found = variations.variations(dataset, epsilon, profile)
+    base = found[variations.DEFAULT].experiment.settings
     assert base == recipes.settings_for(profile, dataset, epsilon)
     changed = {
         name: {key for key, value in asdict(base).items() if asdict(row.experiment.settings)[key] != value}
@@ -85,7 +90,7 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
             name: rows for name, rows in expected.items() if name not in (selection, transport, sharp, "no-floor")
         }
     assert changed == expected
-    assert {name: found[name].experiment.epsilon for name in ablation.YARDSTICKS} == {
+    assert {name: found[name].experiment.epsilon for name in variations.YARDSTICKS} == {
         "non-private": None, "reconstructed": epsilon, "real": None,
     }  # fmt: skip
     assert found["non-private"].experiment.settings == base
@@ -95,9 +100,9 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
 @pytest.mark.parametrize("name", ["mixture-alone", "refined-decoder", "more-gradients"])
 def test_a_row_spends_no_more_than_its_epsilon(bars, name):
     """By another accountant than the one that calibrates."""
-    described = ablation.variations("mnist", 2.0, "smoke")[name].experiment
+    described = variations.variations("mnist", 2.0, "smoke")[name].experiment
     method = methods.METHODS[described.method]
-    guard = PrivateData(bars.images, bars.labels, 3, experiment.Ledger())
+    guard = PrivateData(bars.images, bars.labels, 3, Ledger())
     method.build(bars.image_shape, 3, described.settings, described.spec, 0).fit(guard)
     assert 1.8 < guard.ledger.epsilon(1e-5, "pld") <= 2.0 * 1.001
 
@@ -114,7 +119,7 @@ def test_a_row_spends_no_more_than_its_epsilon(bars, name):
 )
 def test_what_can_not_work_is_refused_in_one_line(asked, message):
     with pytest.raises(ValueError, match=message) as caught:
-        ablation.variations(*asked)
+        variations.variations(*asked)
     assert "\n" not in str(caught.value)
 
 
@@ -125,13 +130,13 @@ def test_a_row_says_what_a_longer_way_finds(bars, tmp_path):
     """The default and the reconstructed images once more, step by step."""
     made, _ = measured(tmp_path, "default", "reconstructed")
     asked = Experiment("mnist", 5.0, profile="smoke").resolved()
-    rest, held_out = data.validation_split(bars, 1 / 6, experiment.derived_seed(0, "validation"))
+    rest, held_out = validation_split(bars, 1 / 6, experiment.derived_seed(0, "validation"))
     assert len(held_out) == 200
     synthesizer = LatentDiffusion(bars.image_shape, 3, asked.settings, asked.spec, 0)
-    synthesizer.fit(PrivateData(rest.images, rest.labels, 3, experiment.Ledger()))
+    synthesizer.fit(PrivateData(rest.images, rest.labels, 3, Ledger()))
     labels = torch.arange(300) % 3
     images = torch.cat(list(synthesizer.sample(labels, 0)))
-    cnn = evaluation.train_classifier("cnn", images, labels, 3, asked.evaluation, seed=0).network
+    cnn = classifiers.train_classifier("cnn", images, labels, 3, asked.evaluation, seed=0).network
     right = (cnn(held_out.images * 2 - 1).argmax(1) == held_out.labels).float().mean().item()
     scores = made["rows"]["default"]["scores"]
     assert scores["cnn"] == pytest.approx(right, abs=1e-6)
@@ -153,7 +158,7 @@ def test_real_images_teach_more_than_their_copies_at_a_tiny_budget(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
-    validate = experiment.validate
+    validate = validation.validate
     calls = []
 
     def second_is_stopped(asked, *others, **more):
@@ -162,7 +167,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return validate(asked, *others, **more)
 
-    monkeypatch.setattr(experiment, "validate", second_is_stopped)
+    monkeypatch.setattr(validation, "validate", second_is_stopped)
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, "default", "real")
     (path,) = tmp_path.iterdir()
@@ -210,8 +215,8 @@ def test_a_row_names_what_differs(tmp_path):
         "synthesis.compression.pca.floor": 0.0, "synthesis.compression.refined.pca.floor": 0.0,
     }  # fmt: skip
     assert made["rows"]["real"]["differs"] == {"method": "real", "epsilon": None}
-    found = ablation.variations("fashion_mnist", 1.0, "quick")  # a default that records leave out is told as well
-    unpushed, base = found["no-push"], found[ablation.DEFAULT]
+    found = variations.variations("fashion_mnist", 1.0, "quick")  # a default that records leave out is told as well
+    unpushed, base = found["no-push"], found[variations.DEFAULT]
     assert ablation._difference(unpushed, base) == {"synthesis.selection.push": 0.0}
     frame = ablation.table([made])
     assert list(frame["name"]) == ["no-floor", "real"]
@@ -245,9 +250,9 @@ def test_unknown_rows_classifiers_and_methods_without_stage_1_are_refused(tmp_pa
     asked = Experiment("mnist", 5.0, profile="smoke")
     for kinds in ("svm", (), ("cnn", "svm")):
         with pytest.raises(ValueError, match="expected classifiers out of cnn or mlp or logreg"):
-            experiment.validate(asked, Folders(), kinds)
+            validation.validate(asked, Folders(), kinds)
     with pytest.raises(ValueError, match="compresses nothing"):
-        experiment.validate(replace(asked, epsilon=None, method="real"), reconstruct=True)
+        validation.validate(replace(asked, epsilon=None, method="real"), reconstruct=True)
 
 
 def test_the_command_says_what_it_measured(tmp_path, monkeypatch, capsys):

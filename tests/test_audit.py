@@ -4,9 +4,9 @@ Broken mechanisms are made here, by patching or by subclasses; the library has n
 """
 
 import ast
-import doctest
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,38 +14,30 @@ import torch
 from scipy import stats
 from torch import nn
 
-from dpldm import audit, compression, experiment, privacy, selection, training
-from dpldm.audit import (
-    CanaryScores,
-    Examples,
-    coins,
-    gaussian_bound,
-    gradient_canaries,
-    guarded,
-    many_runs_bound,
-    one_run_bound,
-    one_run_p_value,
-)
-from dpldm.compression import PCASettings, PrivatePCA
-from dpldm.mixture import MixtureSettings
-from dpldm.privacy import (
-    Allowance,
-    Ledger,
-    Mechanism,
-    NoiseSource,
-    PrivacyError,
-    PrivacySpec,
-    PrivateData,
-    Release,
-    gaussian_epsilon,
-    gaussian_noise_multiplier,
-    watched,
-)
-from dpldm.selection import SelectionSettings
-from dpldm.settings import SynthesisSettings, smoke
-from dpldm.synthesis import LatentDiffusion
-from dpldm.training import FitSettings
-from dpldm.transport import TransportSettings
+from dpldm.audit import attacks, evidence, method, releases
+from dpldm.audit.attacks import gradient_canaries
+from dpldm.audit.bounds import CanaryScores, LowerBound, gaussian_bound, many_runs_bound, one_run_bound, one_run_p_value
+from dpldm.audit.evidence import Examples, coins, guarded
+from dpldm.audit.readings import _first_stage, _whole, reading
+from dpldm.method import classifier, compression, training
+from dpldm.method import pca as pca_module
+from dpldm.method.classifier import SelectionSettings
+from dpldm.method.edge_transport import TransportSettings
+from dpldm.method.mixture import MixtureSettings
+from dpldm.method.pca import PCASettings, PrivatePCA
+from dpldm.method.settings import SynthesisSettings, smoke
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.method.training import FitSettings
+from dpldm.privacy import budget
+from dpldm.privacy import statement as privacy_statement
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.checks import PrivacyError
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import Mechanism, PrivacySpec, gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource, Release, watched
+from dpldm.runs import experiment
+from dpldm.runs.saved import SavedSynthesizer, save_synthesizer
 
 DELTA = 1e-5
 SHAPE = (1, 8, 8)
@@ -63,7 +55,7 @@ def toy(n: int, seed: int = 0) -> Examples:
 
 
 def odd(n: int, seed: int = 1) -> Examples:
-    return Examples(audit.odd_images(n, SHAPE, seed), torch.arange(n) % 3, 3)
+    return Examples(evidence.odd_images(n, SHAPE, seed), torch.arange(n) % 3, 3)
 
 
 def gaussian_scores(separation: float, n: int, seed: int) -> CanaryScores:
@@ -73,10 +65,6 @@ def gaussian_scores(separation: float, n: int, seed: int) -> CanaryScores:
 
 
 # Bounds --------------------------------------------------------------------------------------------------------------
-
-
-def test_doctests():
-    assert doctest.testmod(audit).failed == 0
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, 4.0])
@@ -170,7 +158,7 @@ def test_scores_that_say_nothing_prove_nothing():
 def test_roc_is_that_of_counting():
     random = torch.Generator().manual_seed(0)
     members, others = torch.randn(70, generator=random) + 1, torch.randn(90, generator=random)
-    curve = audit.roc(members, others)
+    curve = attacks.roc(members, others)
     wins = ((members[:, None] > others).double() + 0.5 * (members[:, None] == others).double()).mean()
     assert curve.area == pytest.approx(float(wins))
     strict = others.sort().values[-9]  # nine of ninety at or above: 10%
@@ -183,10 +171,10 @@ def test_roc_is_that_of_counting():
 
 def test_copies_are_found_by_their_nearest_synthetic_image():
     members, others = toy(60, 1).images, toy(60, 2).images
-    copied = audit.roc(audit.synthetic_scores(members, members), audit.synthetic_scores(others, members))
+    copied = attacks.roc(attacks.synthetic_scores(members, members), attacks.synthetic_scores(others, members))
     assert copied.at(0.001) == 1
     fresh = toy(60, 3).images
-    honest = audit.roc(audit.synthetic_scores(members, fresh), audit.synthetic_scores(others, fresh))
+    honest = attacks.roc(attacks.synthetic_scores(members, fresh), attacks.synthetic_scores(others, fresh))
     assert abs(honest.area - 0.5) < 4 / math.sqrt(12 * 60 / 2)  # four standard errors of an area of one half
 
 
@@ -197,14 +185,14 @@ def fitted_on(members: Examples, spec: PrivacySpec | None) -> LatentDiffusion:
     return synthesizer
 
 
-def membership(spec: PrivacySpec | None) -> dict[str, audit.Roc]:
+def membership(spec: PrivacySpec | None) -> dict[str, attacks.Roc]:
     """Attacks by the model's loss and by the nearest synthetic image, on images that are all alike in kind."""
-    members, others = (Examples(audit.odd_images(300, SHAPE, seed), torch.arange(300) % 3, 3) for seed in (1, 2))
+    members, others = (Examples(evidence.odd_images(300, SHAPE, seed), torch.arange(300) % 3, 3) for seed in (1, 2))
     model = fitted_on(members, spec)
     drawn = torch.cat(list(model.sample(torch.arange(300) % 3, 0)))
-    found = {"loss": [audit.model_scores(model, group, draws=16) for group in (members, others)]}
-    found["nearest"] = [audit.synthetic_scores(group.images, drawn) for group in (members, others)]
-    return {name: audit.roc(*scores) for name, scores in found.items()}
+    found = {"loss": [attacks.model_scores(model, group, draws=16) for group in (members, others)]}
+    found["nearest"] = [attacks.synthetic_scores(group.images, drawn) for group in (members, others)]
+    return {name: attacks.roc(*scores) for name, scores in found.items()}
 
 
 def test_members_of_a_model_without_privacy_are_found_and_those_of_a_private_one_are_not():
@@ -231,10 +219,10 @@ def readings():
         fits = []
 
         def fit(examples, seed, name=name, fits=fits):
-            fits.append(audit.reading(name, examples, small(), PrivacySpec(epsilon=1.0, delta=DELTA), seed))
+            fits.append(reading(name, examples, small(), PrivacySpec(epsilon=1.0, delta=DELTA), seed))
             return fits[-1].synthesizer
 
-        found[name] = fits, audit.model_in_one_run(fit, toy(60), odd(200), seed=3)
+        found[name] = fits, attacks.model_in_one_run(fit, toy(60), odd(200), seed=3)
     return found
 
 
@@ -261,14 +249,14 @@ def test_reading_a_is_never_sampled_under_a_privacy_label(tmp_path, capsys):
     from dpldm import cli
 
     spec, settings = PrivacySpec(epsilon=1.0), small()
-    synthesizer = audit.reading("A", toy(100), settings, spec, seed=0).synthesizer
+    synthesizer = reading("A", toy(100), settings, spec, seed=0).synthesizer
     encoder = PrivateData(toy(100).images, toy(100).labels, 3, Ledger())
-    audit._first_stage(encoder, settings, audit._whole(spec), 0)
+    _first_stage(encoder, settings, _whole(spec), 0)
     for name, ledger in {"encoder": encoder.ledger, "none": Ledger()}.items():
         path = tmp_path / f"{name}.safetensors"
-        claimed = privacy.to_record(spec, ledger) | {"epsilon": 1.0}
-        saved = experiment.SavedSynthesizer(synthesizer, synthesizer.settings, ("a", "b", "c"), claimed, 0)
-        experiment.save_synthesizer(path, saved, shape=SHAPE)
+        claimed = privacy_statement.to_record(spec, ledger) | {"epsilon": 1.0}
+        saved = SavedSynthesizer(synthesizer, synthesizer.settings, ("a", "b", "c"), claimed, 0)
+        save_synthesizer(path, saved, shape=SHAPE)
         assert cli.main(["sample", str(path), "--n", "3", "--out", str(tmp_path / "images.npz")]) == 2
         assert not (tmp_path / "images.npz").exists()
         said = capsys.readouterr().err
@@ -279,7 +267,7 @@ def test_reading_a_is_never_sampled_under_a_privacy_label(tmp_path, capsys):
 def test_reading_b_releases_every_latent_once_within_its_sensitivity():
     spec = PrivacySpec(epsilon=2.0)
     with watched() as seen:
-        result = audit.reading("B", toy(60), small(), spec, seed=0)
+        result = reading("B", toy(60), small(), spec, seed=0)
     row = seen[-1]
     assert row.value.norm(dim=1).max() <= row.mechanism.sensitivity * (1 + 1e-6)
     assert row.value.norm(dim=1).min() > 0.5 * row.mechanism.sensitivity
@@ -289,9 +277,9 @@ def test_reading_b_releases_every_latent_once_within_its_sensitivity():
 
 def test_unknown_reading_or_no_target_is_refused():
     with pytest.raises(PrivacyError, match="reading A, B or C"):
-        audit.reading("D", toy(10), small(), PrivacySpec(epsilon=1.0), 0)
+        reading("D", toy(10), small(), PrivacySpec(epsilon=1.0), 0)
     with pytest.raises(PrivacyError, match="target epsilon"):
-        audit.reading("A", toy(10), small(), PrivacySpec(noise_multiplier=1.0), 0)
+        reading("A", toy(10), small(), PrivacySpec(noise_multiplier=1.0), 0)
 
 
 # Statistics: honest and broken ----------------------------------------------------------------------------------------
@@ -312,16 +300,16 @@ def pca_fit(epsilon: float, kind: type[PrivatePCA] = PrivatePCA, mean_share: flo
 BRIGHT = Examples(torch.ones(1, *SHAPE), torch.tensor([1]), 3)  # longer than both clipping norms
 
 
-def pca_bound(epsilon: float, key: str = "all", runs: int = RUNS, **changes) -> audit.LowerBound:
+def pca_bound(epsilon: float, key: str = "all", runs: int = RUNS, **changes) -> LowerBound:
     fit = pca_fit(epsilon, **changes)
-    present, absent = audit.statistics_in_many_runs(fit, toy(40), BRIGHT, runs, seed=7)[key]
+    present, absent = releases.statistics_in_many_runs(fit, toy(40), BRIGHT, runs, seed=7)[key]
     threshold = 0.5 / gaussian_noise_multiplier(epsilon, DELTA)
     return gaussian_bound(present, absent, DELTA, threshold=threshold)
 
 
 def test_honest_scores_are_gaussian_with_the_separation_of_the_ledger():
     """The extreme image uses the whole sensitivity, so the audit is as sharp as an attack can be."""
-    found = audit.statistics_in_many_runs(pca_fit(3.0), toy(40), BRIGHT, 200, seed=7)
+    found = releases.statistics_in_many_runs(pca_fit(3.0), toy(40), BRIGHT, 200, seed=7)
     sigma = gaussian_noise_multiplier(3.0, DELTA)
     for name, share in {"image mean": 0.3, "image second moments": 0.7, "all": 1.0}.items():
         present, absent = found[name]
@@ -365,7 +353,7 @@ def test_missing_and_halved_noise_are_caught(broken, epsilon):
 
 @pytest.mark.parametrize("epsilon", [1.0, 3.0])
 def test_clipping_left_out_is_caught(monkeypatch, epsilon):
-    monkeypatch.setattr(compression, "clip_rows", lambda x, max_norm: x)
+    monkeypatch.setattr(pca_module, "clip_rows", lambda x, max_norm: x)
     assert pca_bound(epsilon, "image second moments", mean_share=0.05).contradicts(epsilon)
 
 
@@ -392,7 +380,7 @@ def test_ledger_that_counts_one_of_two_releases_is_caught():
         guard = guarded(toy(40), 40)
         with watched() as seen:
             pca_fit(10.0, kind, mean_share=0.5)(guard, NoiseSource.seeded(0))
-        return guard.ledger, audit.uncharged(guard.ledger, seen)
+        return guard.ledger, releases.uncharged(guard.ledger, seen)
 
     honest, nothing = look(PrivatePCA)
     assert nothing == []
@@ -408,8 +396,8 @@ def test_ledger_that_counts_one_of_two_releases_is_caught():
 def test_a_release_with_other_noise_than_charged_is_named():
     book = Ledger([Mechanism("mean", "compression", 2.0)])
     value, (charged,) = torch.zeros(2), book.mechanisms
-    assert audit.uncharged(book, [Release(charged, value, value)]) == []
-    assert audit.uncharged(book, [Release(replace(charged, noise_multiplier=1.0), value, value)]) == [
+    assert releases.uncharged(book, [Release(charged, value, value)]) == []
+    assert releases.uncharged(book, [Release(replace(charged, noise_multiplier=1.0), value, value)]) == [
         "release 1 is not the 'mean' that the ledger says"
     ]
 
@@ -419,17 +407,17 @@ def statistics(epsilon: float):
     still = TransportSettings(steps=0)
     settings = small(mixture=prior, compression_share=0.3, mixture_share=0.69, selection=off, transport=still)
     allowance = Allowance(gaussian_noise_multiplier(epsilon, DELTA), DELTA)
-    return audit.statistics_fit(SHAPE, settings, allowance)
+    return releases.statistics_fit(SHAPE, settings, allowance)
 
 
 def test_one_run_over_all_statistics_is_below_the_claim_and_sees_missing_noise():
-    found = audit.statistics_in_one_run(statistics(10.0), toy(60), odd(120), seed=3)
+    found = releases.statistics_in_one_run(statistics(10.0), toy(60), odd(120), seed=3)
     assert set(found) == {"image mean", "image second moments", "latent second moments", "latent sums", "all"}
     for scores in found.values():
         assert not one_run_bound(scores, DELTA).contradicts(10.0)
     assert one_run_bound(found["all"], DELTA).epsilon_lower > 0.5
     with watched(lambda one: one.value if one.mechanism.name.startswith("latent") else one.released):
-        broken = audit.statistics_in_one_run(statistics(1.0), toy(60), odd(120), seed=3, trust=1e-3)
+        broken = releases.statistics_in_one_run(statistics(1.0), toy(60), odd(120), seed=3, trust=1e-3)
     assert one_run_bound(broken["latent second moments"], DELTA).contradicts(1.0)
 
 
@@ -439,10 +427,10 @@ CANARIES = 3000
 
 
 def sgd(epsilon: float, sample_rate: float, steps: int) -> Mechanism:
-    return privacy.calibrate([], Mechanism("gradients", "test", 1.0, sample_rate, steps, 0.5), epsilon, DELTA)
+    return budget.calibrate([], Mechanism("gradients", "test", 1.0, sample_rate, steps, 0.5), epsilon, DELTA)
 
 
-def gradient_bound(mechanism: Mechanism, seed: int = 0) -> audit.LowerBound:
+def gradient_bound(mechanism: Mechanism, seed: int = 0) -> LowerBound:
     found = gradient_canaries(mechanism, CANARIES, seed)
     middle = mechanism.steps * mechanism.sample_rate * mechanism.sensitivity / 2
     return gaussian_bound(found.present, found.absent, DELTA, threshold=middle)
@@ -530,7 +518,7 @@ def test_shuffling_claimed_as_poisson_is_an_accounting_gap():
     """Chua et al. 2024, figure 1: at σ = 0.4 and 10,000 batches ε = 4 holds for Poisson, not for shuffling."""
     poisson = Ledger([Mechanism("gradients", "test", 0.4, 1e-4, 10_000)])
     assert poisson.epsilon(1.2e-5) < 4.1
-    assert audit.shuffled_delta_lower(0.4, 10_000, 4.0) == pytest.approx(0.226, abs=0.001)
+    assert releases.shuffled_delta_lower(0.4, 10_000, 4.0) == pytest.approx(0.226, abs=0.001)
 
 
 def test_shuffled_delta_is_that_of_counting():
@@ -543,7 +531,7 @@ def test_shuffled_delta_is_that_of_counting():
     more, one = more.max(1).values, one.max(1).values
     cuts = torch.linspace(0, 3, 61)
     counted = max(float((more > c).double().mean() - math.e**epsilon * (one > c).double().mean()) for c in cuts)
-    assert audit.shuffled_delta_lower(noise, steps, epsilon) == pytest.approx(counted, abs=0.01)
+    assert releases.shuffled_delta_lower(noise, steps, epsilon) == pytest.approx(counted, abs=0.01)
 
 
 # Nothing outside a mechanism ------------------------------------------------------------------------------------------
@@ -650,7 +638,7 @@ def test_one_more_image_moves_no_sum_by_more_than_its_sensitivity(extra):
         assert moved[1] > 0.99
 
 
-LIBRARY = Path(privacy.__file__).parent
+LIBRARY = Path(find_spec("dpldm").origin).parent
 GUARDED = [file for file in LIBRARY.rglob("*.py") if ": PrivateData" in file.read_text(encoding="utf-8")]
 
 
@@ -687,9 +675,9 @@ def test_private_data_is_asked_for_nothing_but_reads_and_public_facts(file):
 # The whole method -----------------------------------------------------------------------------------------------------
 
 
-def method_audit(epsilon: float, canaries: int = 100, **changes) -> audit.Audit:
+def method_audit(epsilon: float, canaries: int = 100, **changes) -> method.Audit:
     settings = small(mixture=MixtureSettings(components=2, iterations=3), **changes)
-    return audit.audit_method(toy(400), settings, PrivacySpec(epsilon=epsilon), seed=1, canaries=canaries)
+    return method.audit_method(toy(400), settings, PrivacySpec(epsilon=epsilon), seed=1, canaries=canaries)
 
 
 @pytest.fixture(scope="module")
@@ -722,7 +710,7 @@ def test_audit_attacks_the_release_that_decoders_are_matched_to():
 
 
 def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
-    lines = audit.in_words(honest_audit)
+    lines = method.in_words(honest_audit)
     assert f"claimed: ε = {honest_audit.epsilon_claimed:.4g} at δ = 1e-05" in lines[0]
     assert "100 canaries among 400 images" in lines[0]
     assert "95% confidence" in lines[1]
@@ -732,7 +720,7 @@ def test_audit_in_words_has_claim_bounds_verdict_and_time(honest_audit):
     assert "not disproved" in lines[-2]
     wrong = replace(honest_audit, epsilon_claimed=1e-3)
     assert wrong.contradicted
-    assert "DISPROVED" in audit.in_words(wrong)[-2]
+    assert "DISPROVED" in method.in_words(wrong)[-2]
     assert lines[-1].endswith(" s")
 
 
@@ -740,10 +728,10 @@ def test_audit_states_its_power_beside_its_verdict(honest_audit):
     """What an attacker would prove who is right about every coin; more with more canaries."""
     knows = torch.arange(100) % 2 == 0
     each = 1 - 0.05 / len(honest_audit.bounds)
-    perfect = audit.one_run_bound(audit.CanaryScores(knows.double(), knows), honest_audit.delta, each)
+    perfect = one_run_bound(CanaryScores(knows.double(), knows), honest_audit.delta, each)
     assert honest_audit.power == pytest.approx(perfect.epsilon_lower, abs=1e-5)
     assert honest_audit.gradient_power > honest_audit.power > 1
-    power, verdict = audit.in_words(honest_audit)[-3:-1]
+    power, verdict = method.in_words(honest_audit)[-3:-1]
     assert f"ε ≥ {honest_audit.power:.3f} by 100 images" in power
     assert verdict.startswith("lower bound")
 
@@ -773,11 +761,11 @@ def test_a_replay_puts_in_what_the_run_put_in(kind):
         return LatentDiffusion(SHAPE, 3, settings, PrivacySpec(epsilon=5.0), 0)
 
     attacked, guard = build(), guarded(toy(300), 320)
-    with watched() as every, audit._only_the_first(300):
+    with watched() as every, evidence.only_the_first(300):
         attacked.fit(guard)
-    seen = audit.full_batch(every)
+    seen = evidence.full_batch(every)
     answers = [release.released for release in seen]
-    again = audit._replay(build(), toy(300), 320, attacked, answers, guard.ledger)
+    again = releases.replay(build(), toy(300), 320, attacked, answers, guard.ledger)
     assert len(again) == len(seen) > 0
     for values, release in zip(again, seen, strict=True):
         torch.testing.assert_close(values, release.value.flatten(), rtol=1e-5, atol=1e-4)
@@ -785,11 +773,12 @@ def test_a_replay_puts_in_what_the_run_put_in(kind):
 
 def test_the_command_prints_the_audit_and_fails_where_it_disproves_the_claim(monkeypatch, capsys):
     from dpldm import cli
-    from dpldm import data as datasets
+    from dpldm.data import datasets as datasets_module
+    from dpldm.data.images import ImageData
 
     public = toy(600)
-    loaded = datasets.ImageData("mnist", public.images, public.labels, ("a", "b", "c"), {})
-    monkeypatch.setattr(datasets, "load", lambda name, split: loaded)
+    loaded = ImageData("mnist", public.images, public.labels, ("a", "b", "c"), {})
+    monkeypatch.setattr(datasets_module, "load", lambda name, split: loaded)
     command = ["audit", "--profile", "smoke", "--epsilon", "1", "--canaries", "60", "--seed", "2"]
     assert cli.main(command) == 0
     said = capsys.readouterr().out.splitlines()
@@ -813,13 +802,13 @@ def test_audit_sees_a_seed_that_tells_who_took_part(monkeypatch):
     found = method_audit(1.0, canaries=20)
     assert found.told == ("public draws",)
     assert found.contradicted
-    lines = "\n".join(audit.in_words(found))
+    lines = "\n".join(method.in_words(found))
     assert "beside the mechanisms: public draws tell of single images, so no ε holds" in lines
     assert "DISPROVED" in lines
 
 
 def test_audit_sees_features_that_are_scaled_by_private_images(monkeypatch):
-    read, whitening, private = PrivateData.read, selection.whitening, []
+    read, whitening, private = PrivateData.read, classifier.whitening, []
 
     def remembering(self, mechanism):
         images, labels = read(self, mechanism)
@@ -827,14 +816,14 @@ def test_audit_sees_features_that_are_scaled_by_private_images(monkeypatch):
         return images, labels
 
     monkeypatch.setattr(PrivateData, "read", remembering)
-    monkeypatch.setattr(selection, "whitening", lambda images, dim: whitening(images * private[-1].mean(), dim))
+    monkeypatch.setattr(classifier, "whitening", lambda images, dim: whitening(images * private[-1].mean(), dim))
     seen = method_audit(1.0, canaries=20)
     assert seen.told == ("features of the selection",)
 
 
 def test_blank_images_take_part_in_no_batch():
     noise = NoiseSource.seeded(0)
-    with audit._only_the_first(30):
+    with evidence.only_the_first(30):
         assert noise.poisson_mask(100, 1.0).nonzero().flatten().tolist() == list(range(30))
     assert noise.poisson_mask(100, 1.0).all()
 
@@ -849,18 +838,18 @@ def test_too_few_or_too_many_canaries_are_refused():
 # Real size ------------------------------------------------------------------------------------------------------------
 
 
-def real_audit(dataset: str, epsilon: float, seed: int, limit: int | None, canaries: int) -> audit.Audit:
+def real_audit(dataset: str, epsilon: float, seed: int, limit: int | None, canaries: int) -> method.Audit:
     """The settings of the `quick` profile; with a limit, on that many images and with fewer, smaller batches."""
-    from dpldm import data as datasets
+    from dpldm.data.datasets import load
     from dpldm.recipes import settings_for
 
-    train = datasets.load(dataset, "train")
+    train = load(dataset, "train")
     settings = settings_for("quick", dataset, epsilon)
     if limit is not None:
         settings = replace(settings, fit=replace(settings.fit, steps=20, batch=limit // 15))
     examples = Examples(train.images[:limit], train.labels[:limit], train.num_classes)
-    found = audit.audit_method(examples, settings, PrivacySpec(epsilon=epsilon), seed, canaries)
-    print(f"\n{dataset}, seed {seed}", *audit.in_words(found), sep="\n")  # shown by pytest -s
+    found = method.audit_method(examples, settings, PrivacySpec(epsilon=epsilon), seed, canaries)
+    print(f"\n{dataset}, seed {seed}", *method.in_words(found), sep="\n")  # shown by pytest -s
     return found
 
 

@@ -15,14 +15,29 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 from torch import Tensor
 
-from dpldm import baselines, cli, experiment, methods, privacy, recipes, results, sweep
-from dpldm.baselines import ClassGaussian, MeanEmbedding, NoisedLatents, RealImages
+from dpldm import cli, commands, methods, recipes
 from dpldm.cli import main
-from dpldm.drawing import FINISHING_SEED
-from dpldm.experiment import Experiment, ExperimentError, Folders, from_json, run, to_json
-from dpldm.finishing import FinishedLater, Finishing, FinishSettings
+from dpldm.method.drawing import FINISHING_SEED
+from dpldm.method.finishing import Finishable, Finishing, FinishSettings
 from dpldm.methods import METHODS
-from dpldm.privacy import Ledger, PrivacySpec, PrivateData, watched
+from dpldm.privacy import statement as privacy_statement
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import PrivacySpec
+from dpldm.privacy.noise import watched
+from dpldm.records import environment, files, schema, stages
+from dpldm.records.images import load_images
+from dpldm.records.names import record_name
+from dpldm.records.settings import from_json, to_json
+from dpldm.rivals import base, class_gaussian, dp_merf
+from dpldm.rivals.class_gaussian import ClassGaussian, NoisedLatents
+from dpldm.rivals.dp_merf import MeanEmbedding
+from dpldm.rivals.real import RealImages
+from dpldm.runs import experiment, job, sweep
+from dpldm.runs.experiment import Experiment, ExperimentError, Folders
+from dpldm.runs.run import Stopped, run
+from dpldm.runs.saved import load_synthesizer, sample
+from dpldm.runs.words import statement
 
 SHAPE, CLASSES = (1, 12, 12), 3
 PRIVATE = [name for name, method in METHODS.items() if method.private]
@@ -34,7 +49,7 @@ TWO = PrivacySpec(epsilon=2.0, delta=1e-4)
 @pytest.fixture(scope="module", autouse=True)
 def _one_commit() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_commit", lambda root: "0" * 40)
+        patch.setattr(environment, "_commit", lambda root: "0" * 40)
         yield
 
 
@@ -103,35 +118,35 @@ def made(request: pytest.FixtureRequest, place: Path) -> tuple[Experiment, Folde
 
 
 def model_of(folders: Folders, record: dict) -> Path:
-    return folders.runs / results.record_name(record).removesuffix(".json") / "synthesizer.safetensors"
+    return folders.runs / record_name(record).removesuffix(".json") / "synthesizer.safetensors"
 
 
 def test_every_method_leaves_a_record_within_its_budget(made: tuple) -> None:
     described, folders, record = made
-    results.validate(record)
-    assert results.find(folders.records, record) == experiment.check(described, folders)
+    schema.validate(record)
+    assert files.find(folders.records, record) == job.check(described, folders)
     assert record["method"] == described.method
     assert {"compression", "diffusion", "sampling", "evaluation"} <= set(record["seconds"])
     spent = record["privacy"]
     if not METHODS[described.method].private:
         assert spent["epsilon"] is None
-        assert results.record_name(record).startswith(f"own-bars-{described.method}-epsnone")
+        assert record_name(record).startswith(f"own-bars-{described.method}-epsnone")
         return
     assert 0.97 * 2 < spent["epsilon"] <= 2
     assert all(mechanism["noise_multiplier"] > 0 for mechanism in spent["mechanisms"])
-    independent = privacy.from_record(spent).epsilon(1e-4, "pld")
+    independent = privacy_statement.from_record(spent).epsilon(1e-4, "pld")
     assert independent == pytest.approx(spent["epsilon"], rel=0.01)
 
 
 def test_every_saved_method_draws_the_images_of_its_run(made: tuple) -> None:
     described, folders, record = made
-    saved = experiment.load_synthesizer(model_of(folders, record))
+    saved = load_synthesizer(model_of(folders, record))
     assert (saved.method, saved.privacy) == (described.method, record["privacy"])
     assert to_json(saved.settings) == record["settings"]["synthesis"]
-    images = experiment.sample(saved, experiment.balanced_labels(150, CLASSES), saved.seed)
-    kept, _, said = results.load_images(model_of(folders, record).with_name("synthetic.npz"))
+    images = sample(saved, experiment.balanced_labels(150, CLASSES), saved.seed)
+    kept, _, said = load_images(model_of(folders, record).with_name("synthetic.npz"))
     assert torch.equal((images * 255).round(), (kept * 255).round())
-    assert said == experiment.statement(record["privacy"], record["dataset"])
+    assert said == statement(record["privacy"], record["dataset"])
     assert ("No differential privacy" in said["claim"]) == (record["privacy"]["epsilon"] is None)
 
 
@@ -151,11 +166,11 @@ def test_every_interrupted_method_ends_as_one_that_was_not(made: tuple, tmp_path
     again = Folders(tmp_path / "records", tmp_path / "runs")
     again.runs.mkdir()
     (again.runs / ".secret").write_bytes((folders.runs / ".secret").read_bytes())
-    with pytest.raises(experiment.Stopped):
+    with pytest.raises(Stopped):
         run(described, again, Stop())
     resumed = run(described, again)
     assert {**resumed, "seconds": 0} == {**record, "seconds": 0}
-    images = [results.load_images(model_of(f, record).with_name("synthetic.npz"))[0] for f in (again, folders)]
+    images = [load_images(model_of(f, record).with_name("synthetic.npz"))[0] for f in (again, folders)]
     assert torch.equal(*images)
 
 
@@ -169,8 +184,8 @@ def test_settings_of_every_method_go_to_json_and_back(name: str, profile: str) -
 
 
 def test_the_command_line_names_every_method(capsys: pytest.CaptureFixture) -> None:
-    assert set(cli.METHODS) == set(METHODS)
-    assert set(cli.YARDSTICKS) == set(YARDSTICKS)
+    assert set(commands.METHODS) == set(METHODS)
+    assert set(commands.YARDSTICKS) == set(YARDSTICKS)
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     said = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
@@ -185,12 +200,12 @@ SEEN = Finishing(FinishSettings(contrast=20.0), 0.5, FinishSettings(bend=1.0, sh
 
 def finished_by(described: Experiment, finishing: Finishing = SEEN) -> Experiment:
     settings = described.resolved().settings
-    assert isinstance(settings, FinishedLater)
+    assert isinstance(settings, Finishable)
     return replace(described, settings=replace(settings, finishing=finishing))
 
 
 def test_a_rival_can_be_finished_and_no_other_method() -> None:
-    with_it = {name for name, method in METHODS.items() if issubclass(method.settings, FinishedLater)}
+    with_it = {name for name, method in METHODS.items() if issubclass(method.settings, Finishable)}
     assert with_it == set(RIVALS)
 
 
@@ -210,8 +225,8 @@ def test_finished_images_are_those_of_the_same_fit(made: tuple, tmp_path: Path) 
     again = run(wanted, anew)
     assert {**again, "seconds": 0} == {**finished, "seconds": 0}
     assert finished["privacy"] == record["privacy"]
-    assert results.record_name(finished) != results.record_name(record)
-    models = [experiment.load_synthesizer(model_of(f, r)).synthesizer for f, r in ((anew, finished), (folders, record))]
+    assert record_name(finished) != record_name(record)
+    models = [load_synthesizer(model_of(f, r)).synthesizer for f, r in ((anew, finished), (folders, record))]
     assert [line.split(":")[0] for line in lines if "done earlier" in line] == list(models[0].stages)
     for stage in models[0].stages:
         one, other = (model.state(stage) for model in models)
@@ -236,14 +251,14 @@ def test_a_run_of_its_own_goes_on_with_its_own_stages(place: Path, tmp_path: Pat
             if line.startswith("compression:"):
                 raise KeyboardInterrupt
 
-    with pytest.raises(experiment.Stopped):
+    with pytest.raises(Stopped):
         run(wanted, folders, Stop())
-    begun = results.StageFolder(folders.runs / experiment.check(wanted, folders).stem)
+    begun = stages.StageFolder(folders.runs / job.check(wanted, folders).stem)
     own = begun.load("compression")[0]
     run(described, folders)
     run(wanted, folders)
     assert all(torch.equal(own[name], value) for name, value in begun.load("compression")[0].items())
-    other = results.StageFolder(folders.runs / experiment.check(described, folders).stem).load("mixture")[0]
+    other = stages.StageFolder(folders.runs / job.check(described, folders).stem).load("mixture")[0]
     assert not torch.equal(other["means"], begun.load("mixture")[0]["means"])
 
 
@@ -266,8 +281,8 @@ def test_rivals_get_what_our_recipe_applies(dataset: str, epsilon: float, capsys
     ours = recipes.settings_for("quick", dataset, epsilon)
     words = ["run", "--dataset", dataset, "--epsilon", str(epsilon), "--method", "dp-merf", "--finished"]
     given = cli._parser().parse_args(words)
-    settings = cli._experiment(given, cli._epsilon(given)).settings
-    assert isinstance(settings, FinishedLater)
+    settings = commands._experiment(given, commands._epsilon(given)).settings
+    assert isinstance(settings, Finishable)
     assert (settings.finishing.first, settings.finishing.last) == (ours.finish, ours.last)
     assert settings.finishing.first_share == (1 - ours.matching.image_share if ours.matches else 1)
     assert "--finished does not apply to method 'dpldm'" in refused(capsys, *words[:5], "--finished")
@@ -293,7 +308,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 def test_a_yardstick_takes_no_budget(place: Path, name: str, words: list, capsys: pytest.CaptureFixture) -> None:
     data = ["run", "--data", place / "bars.npz", "--profile", "smoke", "--delta", "1e-4", "--method", name]
     assert "yardstick without privacy" in refused(capsys, *data, *words)
-    assert cli._epsilon(cli._parser().parse_args([str(word) for word in data])) is None
+    assert commands._epsilon(cli._parser().parse_args([str(word) for word in data])) is None
 
 
 @pytest.mark.parametrize(
@@ -331,24 +346,24 @@ def test_a_sweep_makes_a_yardstick_once(tmp_path: Path) -> None:
     assert [(one.method, one.epsilon) for one in runs] == [("real", None), ("dp-merf", 1.0), ("dp-merf", 3.0)]
     words = sweep.command(runs[0], Folders(tmp_path, tmp_path))
     given = cli._parser().parse_args(words[3:])
-    assert cli._experiment(given, cli._epsilon(given)) == runs[0].resolved()
+    assert commands._experiment(given, commands._epsilon(given)) == runs[0].resolved()
 
 
 def test_settings_of_another_method_are_refused(place: Path) -> None:
     with pytest.raises(ExperimentError, match="expected MeanEmbeddingSettings for method 'dp-merf', got ClassGauss"):
-        Experiment(place / "bars.npz", 2.0, method="dp-merf", settings=baselines.ClassGaussianSettings())
+        Experiment(place / "bars.npz", 2.0, method="dp-merf", settings=class_gaussian.ClassGaussianSettings())
 
 
 def test_a_saved_yardstick_can_not_be_called_private(place: Path, tmp_path: Path) -> None:
     folders = Folders(place / "records", place / "runs")
     described = Experiment(place / "bars.npz", None, method="real", profile="smoke", n_synthetic=150)
     model = model_of(folders, run(described, folders))
-    tensors, facts = results.StageFolder(model.parent).load(model.stem)
+    tensors, facts = stages.StageFolder(model.parent).load(model.stem)
     forged = fitted("class-gaussian")[1]
-    facts["privacy"] = privacy.to_record(TWO, forged)
-    path = results.StageFolder(tmp_path).save("forged", tensors, facts)
+    facts["privacy"] = privacy_statement.to_record(TWO, forged)
+    path = stages.StageFolder(tmp_path).save("forged", tensors, facts)
     with pytest.raises(ExperimentError, match="which gives no privacy"):
-        experiment.load_synthesizer(path)
+        load_synthesizer(path)
 
 
 def test_real_images_take_no_spec_and_need_every_class() -> None:
@@ -362,13 +377,13 @@ def test_real_images_take_no_spec_and_need_every_class() -> None:
 @pytest.mark.parametrize("change", [{"features": 3}, {"steps": 0}, {"length_scale": 0.0}])
 def test_mean_embedding_settings_refuse_nonsense(change: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
-        baselines.MeanEmbeddingSettings(**change)
+        dp_merf.MeanEmbeddingSettings(**change)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
 def test_class_gaussian_settings_refuse_nonsense(share: float) -> None:
     with pytest.raises(ValueError, match="compression_share"):
-        baselines.ClassGaussianSettings(compression_share=share)
+        class_gaussian.ClassGaussianSettings(compression_share=share)
 
 
 # --- the fits ---------------------------------------------------------------------------------------------------------
@@ -413,7 +428,7 @@ def test_a_restored_fit_draws_the_same_in_batches(name: str, monkeypatch: pytest
     assert images.shape == (64, *SHAPE)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
     assert torch.equal(images, draw(first, 64)[0])
-    monkeypatch.setattr(baselines, "BATCH", 7)
+    monkeypatch.setattr(base, "BATCH", 7)
     assert [len(part) for part in again.sample(torch.zeros(16, dtype=torch.int64), 0)] == [7, 7, 2]
 
 
@@ -425,7 +440,7 @@ def test_samples_are_images_of_their_class(name: str) -> None:
 
 
 def test_dp_merf_learns_its_classes() -> None:
-    settings = baselines.MeanEmbeddingSettings(features=400, width=64, channels=4, steps=150, generated=90)
+    settings = dp_merf.MeanEmbeddingSettings(features=400, width=64, channels=4, steps=150, generated=90)
     synthesizer = MeanEmbedding(SHAPE, CLASSES, settings, PrivacySpec(epsilon=10.0, delta=1e-4), 0)
     synthesizer.fit(guard(*bars()))
     images, labels = draw(synthesizer, 300)
@@ -474,7 +489,7 @@ def test_one_image_moves_the_mean_embedding_by_exactly_its_sensitivity(image: st
 
 
 def test_fourier_features_approximate_the_gaussian_kernel() -> None:
-    settings = baselines.MeanEmbeddingSettings(features=20_000, length_scale=0.5)
+    settings = dp_merf.MeanEmbeddingSettings(features=20_000, length_scale=0.5)
     synthesizer = MeanEmbedding(SHAPE, CLASSES, settings, None, 0)
     images, _ = bars(12)
     rows = synthesizer.features(images)

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dpldm import plots
+from dpldm.book import charts, samples, style
+from dpldm.records import grids
 
 
 def test_a_gap_is_left_where_a_value_is_infinite() -> None:
-    figure = plots.curves([1, 2, 3], {"a": [1.0, np.inf, 3.0], "b": [1, 2, 3]}, "x", "y", logarithmic="x")
+    figure = charts.curves([1, 2, 3], {"a": [1.0, np.inf, 3.0], "b": [1, 2, 3]}, "x", "y", logarithmic="x")
     first, second = figure.axes[0].get_lines()
     assert np.isnan(first.get_ydata()[1])
     assert list(second.get_ydata()) == [1, 2, 3]
@@ -23,7 +24,7 @@ def test_a_gap_is_left_where_a_value_is_infinite() -> None:
 
 
 def test_shares_of_every_name_add_up_to_one() -> None:
-    figure = plots.histograms({"few": np.arange(5), "many": np.linspace(-3, 9, 1000)}, "value", bins=7)
+    figure = charts.histograms({"few": np.arange(5), "many": np.linspace(-3, 9, 1000)}, "value", bins=7)
     for stairs in figure.axes[0].patches:
         heights, edges, _ = stairs.get_data()
         assert heights.sum() == pytest.approx(1)
@@ -31,24 +32,24 @@ def test_shares_of_every_name_add_up_to_one() -> None:
 
 
 def test_rows_of_images_keep_their_names_and_order() -> None:
-    figure = plots.image_rows({"dark": np.zeros((3, 1, 8, 8)), "light": np.ones((3, 1, 8, 8))}, "Two", "kind")
+    figure = samples.image_rows({"dark": np.zeros((3, 1, 8, 8)), "light": np.ones((3, 1, 8, 8))}, "Two", "kind")
     drawn = figure.axes[0].get_images()[0].get_array()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["dark", "light"]
     assert drawn[:8, :8].max() == 0
-    assert drawn[8 + plots.GAP :, :8].min() == 1
+    assert drawn[8 + grids.GAP :, :8].min() == 1
 
 
 def test_a_table_has_its_caption_and_the_names_of_its_rows() -> None:
-    page = plots.captioned(pd.Series({"a & b": 1.5, "c": math.nan}, name="score"), "Scores < 2.").data
+    page = style.captioned(pd.Series({"a & b": 1.5, "c": math.nan}, name="score"), "Scores < 2.").data
     assert page.index("<caption>Scores &lt; 2.</caption>") < page.index("<thead>")
     assert "a &amp; b" in page
     assert "–" in page
     with pytest.raises(ValueError, match="caption: expected a sentence"):
-        plots.captioned(pd.Series([1]), " ")
+        style.captioned(pd.Series([1]), " ")
 
 
 def test_html_has_the_picture_and_its_text() -> None:
-    page = plots.as_html(plots.curves([1, 2], {"a": [1, 2]}, "x", "y"), 'rises, "slowly"')
+    page = style.as_html(charts.curves([1, 2], {"a": [1, 2]}, "x", "y"), 'rises, "slowly"')
     assert 'alt="rises, &quot;slowly&quot;"' in page
     image = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", page)[0])))
     assert image.width > 500
@@ -57,12 +58,12 @@ def test_html_has_the_picture_and_its_text() -> None:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plots.curves([1, 2], {"a": [1]}, "x", "y"),
-        lambda: plots.curves([1, 2], {}, "x", "y"),
-        lambda: plots.histograms({"a": np.zeros(0)}, "x"),
-        lambda: plots.image_rows({}, "t", "r"),
-        lambda: plots.image_rows({"a": np.zeros((1, 1, 8, 8)), "b": np.zeros((2, 1, 8, 8))}, "t", "r"),
-        lambda: plots.as_html(plots.curves([1], {"a": [1]}, "x", "y"), " "),
+        lambda: charts.curves([1, 2], {"a": [1]}, "x", "y"),
+        lambda: charts.curves([1, 2], {}, "x", "y"),
+        lambda: charts.histograms({"a": np.zeros(0)}, "x"),
+        lambda: samples.image_rows({}, "t", "r"),
+        lambda: samples.image_rows({"a": np.zeros((1, 1, 8, 8)), "b": np.zeros((2, 1, 8, 8))}, "t", "r"),
+        lambda: style.as_html(charts.curves([1], {"a": [1]}, "x", "y"), " "),
     ],
 )
 def test_what_does_not_fit_is_refused(draw) -> None:

@@ -16,8 +16,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dpldm import cli, data, experiment, methods, results
+from dpldm import cli, methods
 from dpldm.cli import main
+from dpldm.commands import DATASETS, PROFILES, RECORDS, _epsilon, _experiment
+from dpldm.data import datasets, own
+from dpldm.records import environment as environment_module
+from dpldm.records import files
+from dpldm.records.images import load_images
+from dpldm.runs import experiment, run
 
 BUDGET = ["--epsilon", "2", "--delta", "1e-4"]
 SMALL = ["--profile", "smoke", "--n-synthetic", "200"]
@@ -26,7 +32,7 @@ SMALL = ["--profile", "smoke", "--n-synthetic", "200"]
 @pytest.fixture(scope="module", autouse=True)
 def _one_commit() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_commit", lambda root: "0" * 40)
+        patch.setattr(environment_module, "_commit", lambda root: "0" * 40)
         yield
 
 
@@ -46,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, as a user would have it; no network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DPLDM_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(data.Dataset, "sources", lambda self: [])
+    monkeypatch.setattr(datasets.Dataset, "sources", lambda self: [])
     return tmp_path
 
 
@@ -86,7 +92,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 
 def test_a_run_says_what_it_made(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(made)
-    results.read(record_of(made))
+    files.read(record_of(made))
     capsys.readouterr()
     assert main(["run", "--data", "bars.npz", "--test-data", "bars.npz", *BUDGET, *SMALL]) == 0
     said = capsys.readouterr()
@@ -100,7 +106,7 @@ def test_options_reach_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -
     choices = ["--compressor", "autoencoder", "--sampler", "stochastic", "--guidance", "1.5", "--batch", "150"]
     where = ["--out", "there", "--runs", "work", "--seed", "7", "--sampling-steps", "3", "--device", "cpu"]
     assert main(["run", "--data", "bars.npz", *SMALL, *BUDGET, *choices, *where, "--secure"]) == 0
-    record = results.read_all(here / "there")[0]
+    record = files.read_all(here / "there")[0]
     synthesis = record["settings"]["synthesis"]
     assert synthesis["compression"]["kind"] == "autoencoder"
     assert synthesis["sampling"] | {"batch": 0} == {"sampler": "stochastic", "guidance": 1.5, "steps": 3, "batch": 0}
@@ -200,14 +206,14 @@ def test_a_full_disk_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, 
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(file)
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     assert main(command) == 2
     said = capsys.readouterr().err.splitlines()
     assert "No space left on device" in said[-1]
     assert "free some space" in said[-1]
     assert not list(here.rglob("*.part"))
     assert not list(here.glob("runs/records/*.json"))
-    monkeypatch.setattr(results.os, "fsync", flush)
+    monkeypatch.setattr(files.os, "fsync", flush)
     assert main(command) == 0
     again = capsys.readouterr().err
     assert "compression: done earlier" in again
@@ -222,7 +228,7 @@ def test_a_disk_full_from_the_start_is_one_line(
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     assert "No space left on device" in refused(capsys, "run", "--data", "bars.npz", *BUDGET, *SMALL)
 
 
@@ -232,7 +238,7 @@ def test_ctrl_c_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch, c
     def press(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_samples", press)
+    monkeypatch.setattr(run, "_samples", press)
     assert main(["run", "--data", "bars.npz", *BUDGET, *SMALL]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert "finished stages are kept in runs" in last
@@ -245,7 +251,7 @@ def test_ctrl_c_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch, c
 def test_sample_leaves_images_with_a_statement(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["sample", str(model_of(made)), "--n", "20", "--labels", "2,0", "--out", "new/s.npz"]) == 0
     assert "factor e^" in capsys.readouterr().out
-    images, labels, said = results.load_images(here / "new" / "s.npz")
+    images, labels, said = load_images(here / "new" / "s.npz")
     assert images.shape == (20, 1, 12, 12)
     assert labels.tolist() == [2, 0] * 10
     with Image.open(here / "new" / "s.png") as grid:
@@ -256,7 +262,7 @@ def test_sample_leaves_images_with_a_statement(made: Path, here: Path, capsys: p
 def test_sample_repeats_and_varies_by_seed(made: Path, here: Path) -> None:
     def draw(*words: str) -> np.ndarray:
         assert main(["sample", str(model_of(made)), "--n", "30", "--out", "s.npz", *words]) == 0
-        return results.load_images(here / "s.npz")[0].numpy()
+        return load_images(here / "s.npz")[0].numpy()
 
     assert (draw("--seed", "1") == draw("--seed", "1")).all()
     assert (draw("--seed", "1") != draw("--seed", "2")).any()
@@ -291,8 +297,8 @@ def test_a_corrupt_model_is_one_line(made: Path, here: Path, capsys: pytest.Capt
 
 
 def test_evaluate_scores_any_images(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    real = data.load_own(save(here / "real.npz"))
-    monkeypatch.setattr(data, "load", lambda name, split: real)
+    real = own.load_own(save(here / "real.npz"))
+    monkeypatch.setattr(datasets, "load", lambda name, split: real)
     save(here / "any.npz")
     words = ["evaluate", "any.npz", "--dataset", "mnist", "--profile", "smoke"]
     assert main([*words, "--json", "scores.json"]) == 0
@@ -310,7 +316,7 @@ def test_records_in_three_forms(made: Path, monkeypatch: pytest.MonkeyPatch, cap
     capsys.readouterr()
     assert main(["records"]) == 0
     assert record_of(made).name in capsys.readouterr().out
-    accuracy = results.read(record_of(made))["metrics"]["accuracy"]["cnn"]
+    accuracy = files.read(record_of(made))["metrics"]["accuracy"]["cnn"]
     assert main(["records", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)[0]
     assert row["dataset"] == "own-bars"
@@ -322,9 +328,9 @@ def test_records_in_three_forms(made: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_records_are_those_of_the_runs_and_of_the_book(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
-    record = results.read(record_of(made))
-    results.write(record, here / "runs" / "records")
-    results.write(record | {"seed": 1}, here / "book" / "records")
+    record = files.read(record_of(made))
+    files.write(record, here / "runs" / "records")
+    files.write(record | {"seed": 1}, here / "book" / "records")
     (here / "book" / "records" / "._x.json").write_text("left by another system")
     assert main(["records"]) == 0
     said = capsys.readouterr().out
@@ -345,7 +351,7 @@ def test_records_where_there_are_none_and_corrupt_ones(here: Path, capsys: pytes
 def test_publish_takes_what_belongs_in_the_book_and_names_what_does_not(
     made: Path, here: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    good = next((cli.Path(cli.__file__).parent.parent / "book" / "records").glob("*-real-*.json"))
+    good = next((Path(cli.__file__).parent.parent / "book" / "records").glob("*-real-*.json"))
     for source in (good, record_of(made)):
         for file in (source, source.with_suffix(".png")):
             (here / "runs" / "records").mkdir(parents=True, exist_ok=True)
@@ -378,7 +384,7 @@ def test_privacy_explains_a_record(made: Path, monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().out == said
     assert main(["privacy", str(record_of(made))]) == 0
     said = capsys.readouterr().out
-    record = results.read(record_of(made))
+    record = files.read(record_of(made))
     for mechanism in record["privacy"]["mechanisms"]:
         assert mechanism["name"] in said
     reported = record["privacy"]["epsilon"]
@@ -389,7 +395,7 @@ def test_privacy_explains_a_record(made: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_privacy_does_not_believe_an_edited_record(made: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
-    record = results.read(record_of(made))
+    record = files.read(record_of(made))
     record["privacy"]["epsilon"] /= 2
     (here / "edited.json").write_text(json.dumps(record))
     assert "its mechanisms spend" in refused(capsys, "privacy", "edited.json")
@@ -436,15 +442,15 @@ def test_what_the_parser_refuses(words: list, capsys: pytest.CaptureFixture) -> 
 
 def test_a_run_of_which_nothing_is_said_is_of_digits_at_the_default_budget() -> None:
     given = cli._parser().parse_args(["run"])
-    assert cli._epsilon(given) == 10
-    assert cli._experiment(given, 10.0).dataset == "mnist"
+    assert _epsilon(given) == 10
+    assert _experiment(given, 10.0).dataset == "mnist"
 
 
 def test_what_is_known_before_the_library_is_loaded_is_what_it_knows() -> None:
-    assert tuple(data.DATASETS) == cli.DATASETS
-    assert tuple(methods.PROFILES) == cli.PROFILES
+    assert tuple(datasets.DATASETS) == DATASETS
+    assert tuple(methods.PROFILES) == PROFILES
     assert experiment.LARGEST_SEED == cli.LARGEST_SEED
-    assert experiment.Folders().records == cli.RECORDS
+    assert experiment.Folders().records == RECORDS
 
 
 def test_every_command_has_examples_that_it_understands(capsys: pytest.CaptureFixture) -> None:
@@ -494,7 +500,7 @@ def test_more_samples_than_fit_are_refused(made: Path, here: Path, capsys: pytes
 def dpldm(words: str, place: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """The command in a shell, so that streams can be closed or sent elsewhere."""
     command = f"{shlex.quote(sys.executable)} -m dpldm {words}"
-    paths = {"PYTHONPATH": str(cli.Path(cli.__file__).parent.parent)}
+    paths = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     return subprocess.run(["sh", "-c", command], cwd=place, env=os.environ | paths | environment, capture_output=True)
 
 
@@ -530,8 +536,8 @@ def test_a_run_with_closed_streams_is_a_run(here: Path) -> None:
     save(here / "bars.npz")
     words = " ".join(["run", "--data", "bars.npz", *BUDGET, *SMALL, "--method", "class-gaussian"])
     assert dpldm(f"{words} <&- >&- 2>&-", here).returncode == 0
-    assert len(results.read_all(here / "runs" / "records")) == 1
-    assert results.load_images(next(here.glob("runs/*/synthetic.npz")))[0].shape == (200, 1, 12, 12)
+    assert len(files.read_all(here / "runs" / "records")) == 1
+    assert load_images(next(here.glob("runs/*/synthetic.npz")))[0].shape == (200, 1, 12, 12)
 
 
 def test_ctrl_c_while_it_loads_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -8,13 +8,39 @@ import pandas as pd
 import pytest
 import torch
 
-from dpldm import ablation, book, cli, comparison, plots, results
-from dpldm.experiment import Experiment, to_json
-from dpldm.finishing import Finishing, FinishSettings
+from dpldm import cli, commands
+from dpldm.book import comparison, ingredients, notebooks
+from dpldm.book.published import (
+    _PUBLISHED,
+    among_published,
+    beside_as_shown,
+    beside_published,
+    best_in_words,
+    read_published,
+    repeats_in_words,
+    with_shortfall,
+)
+from dpldm.book.targets import (
+    _TARGETS,
+    aims_as_shown,
+    aims_in_words,
+    distances_as_shown,
+    distances_in_words,
+    read_targets,
+    runs_of,
+)
+from dpldm.book.words import DISTANCE
+from dpldm.commands import _epsilon, _experiment
+from dpldm.method.finishing import Finishing, FinishSettings
 from dpldm.methods import METHODS
 from dpldm.recipes import finishing_for
+from dpldm.records import grids, schema, tables
+from dpldm.records.names import record_name
+from dpldm.records.settings import to_json
+from dpldm.runs import ablation, variations
+from dpldm.runs.experiment import Experiment
 
-PUBLISHED = book.ROOT / "book" / "published.csv"
+PUBLISHED = notebooks.ROOT / "book" / "published.csv"
 
 
 def record(method="dpldm", epsilon=10.0, cnn=(0.95, 0.96), fid=20.0, seed=0, profile="quick", **changes):
@@ -43,7 +69,7 @@ def record(method="dpldm", epsilon=10.0, cnn=(0.95, 0.96), fid=20.0, seed=0, pro
         "data_sha256": {"train": "a" * 64},
     }  # fmt: skip
     made |= changes
-    results.validate(made)
+    schema.validate(made)
     return made
 
 
@@ -65,7 +91,7 @@ def test_the_summary_is_as_loud_when_behind_as_when_ahead():
     )
 
     def said(cnn):
-        return comparison.best_in_words(comparison.runs_of([record(cnn=(cnn,))]), published)
+        return best_in_words(runs_of([record(cnn=(cnn,))]), published)
 
     assert said(0.97) == [
         "Places compared, without public data: 1. Ours is once behind the best published CNN, and once behind the best "
@@ -77,13 +103,13 @@ def test_the_summary_is_as_loud_when_behind_as_when_ahead():
         "**ahead of** DPDM (accuracy sampler) by 0.2 points (98.3 against 98.1), and **behind** FETA" in said(0.983)[1]
     )
     assert "Ours is once level with the best published CNN, and once behind the best" in said(0.981)[0]
-    assert comparison.best_in_words(comparison.runs_of([record(epsilon=1.0)]), published) == []
+    assert best_in_words(runs_of([record(epsilon=1.0)]), published) == []
 
 
 def test_who_is_ahead_of_a_small_rerun_says_by_how_much_it_falls_short():
     published = pd.DataFrame([figure(0.981), figure(0.9, method="DPDM (FID sampler)")])
     for reached, gap in ((0.90, 8.1), (0.965, None)):
-        rows = comparison.with_shortfall(measured(record(cnn=(0.97,)), record("dpdm", cnn=(reached,))), published)
+        rows = with_shortfall(measured(record(cnn=(0.97,)), record("dpdm", cnn=(reached,))), published)
         (said,) = comparison.claims(rows, 10.0)
         words = f", a small re-run, {gap} points below its published CNN) by"
         assert (words in said) == (gap is not None)
@@ -99,7 +125,9 @@ def test_a_variant_with_public_data_has_a_title_of_its_own():
 
 
 def test_every_method_is_described_once_and_cited_from_the_bibliography():
-    keys = set(re.findall(r"^@\w+\{(\w+),", (book.ROOT / "book" / "references.bib").read_text("utf-8"), re.MULTILINE))
+    keys = set(
+        re.findall(r"^@\w+\{(\w+),", (notebooks.ROOT / "book" / "references.bib").read_text("utf-8"), re.MULTILINE)
+    )
     for name, method in METHODS.items():
         assert method.title, name
         assert method.about.endswith("."), name
@@ -107,13 +135,13 @@ def test_every_method_is_described_once_and_cited_from_the_bibliography():
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
     table = comparison.index_of_methods()
     assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(METHODS)
-    assert set(METHODS) == set(cli.METHODS)
+    assert set(METHODS) == set(commands.METHODS)
 
 
 def test_a_published_name_belongs_to_one_method_and_is_in_the_file():
     quoted = [name for method in METHODS.values() for name in method.published]
     assert len(set(quoted)) == len(quoted)
-    assert set(quoted) <= set(comparison.read_published(PUBLISHED)["method"])
+    assert set(quoted) <= set(read_published(PUBLISHED)["method"])
     for name, method in METHODS.items():
         assert all(one.lower().startswith(name) for one in method.published)
 
@@ -173,18 +201,18 @@ def test_finished_images_have_a_column_of_their_own():
 @pytest.mark.parametrize(("fid", "verdict"), [(39.0, "less, not halved"), (40.0, "halved"), (20.0, "not less")])
 def test_a_target_is_held_to_finished_rivals_as_well(fid, verdict):
     merf = record("dp-merf", fid=90.0)
-    (plain,) = comparison.distances_in_words(measured(record(fid=20.0), merf))
+    (plain,) = distances_in_words(measured(record(fid=20.0), merf))
     assert plain.endswith("90.0 of DP-MERF (DP-Sinkhorn and Class Gaussian not measured): halved.")
-    (said,) = comparison.distances_in_words(measured(record(fid=20.0), merf, finished("dp-merf", fid=fid)))
+    (said,) = distances_in_words(measured(record(fid=20.0), merf, finished("dp-merf", fid=fid)))
     assert said == plain.removesuffix(".") + f" (20.0 against {fid} of DP-MERF finished like ours: {verdict})."
 
 
 def test_what_is_private_at_a_smaller_budget_is_to_be_halved_at_a_larger_one():
     runs = [record(fid=30.0), record("dp-merf", fid=200.0), record("dp-merf", 1.0, fid=50.0)]
-    (said,) = comparison.distances_in_words(measured(*runs))
+    (said,) = distances_in_words(measured(*runs))
     missing = "(DP-Sinkhorn and Class Gaussian not measured)"
     assert said == f"MNIST, quick: at ε = 10, 30.0 against 50.0 of DP-MERF at ε = 1 {missing}: less, not halved."
-    (said,) = comparison.distances_in_words(measured(record(epsilon=1.0, fid=30.0), *runs[1:]))
+    (said,) = distances_in_words(measured(record(epsilon=1.0, fid=30.0), *runs[1:]))
     assert said == f"MNIST, quick: at ε = 1, 30.0 against 50.0 of DP-MERF {missing}: less, not halved."
 
 
@@ -192,10 +220,10 @@ def test_finished_records_are_never_taken_for_plain_ones():
     alone = measured(record(), finished("dp-merf"))
     assert list(alone["method"]) == ["dpldm"]
     assert comparison.commands_for_missing(alone, "mnist", "quick", [10.0])["DP-MERF at ε = 10"]
-    table = results.table([record("dp-merf"), finished("dp-merf")])
+    table = tables.table([record("dp-merf"), finished("dp-merf")])
     assert sorted(table["finished"]) == [False, True]
-    assert list(table.query("not finished")["records"]) == [(results.record_name(record("dp-merf")),)]
-    lines = results.to_text(table).splitlines()
+    assert list(table.query("not finished")["records"]) == [(record_name(record("dp-merf")),)]
+    lines = tables.to_text(table).splitlines()
     assert sum("dp-merf, finished " in line for line in lines) == 1
 
 
@@ -205,24 +233,24 @@ def test_no_nan_where_a_record_lacks_something():
     rows = measured(old, record("dp-merf"))
     pages = [comparison.as_html(comparison.as_shown(rows)), comparison.as_html(comparison.as_shown(rows.iloc[:0]))]
     pages += [comparison.as_html(comparison.classifiers_as_shown(rows))]
-    beside = comparison.beside_published(rows, comparison.read_published(PUBLISHED))
-    pages += [comparison.as_html(comparison.beside_as_shown(beside)), *comparison.repeats_in_words(beside)]
+    beside = beside_published(rows, read_published(PUBLISHED))
+    pages += [comparison.as_html(beside_as_shown(beside)), *repeats_in_words(beside)]
     pages += [comparison.missing_in_words(rows, "mnist", "quick", [10.0])]
     assert "–" in pages[0]
     assert not any(re.search(r"\b(nan|NaN|None|inf)\b", page) for page in pages)
     assert comparison.claims(rows, 10.0) == []
-    assert comparison.claims(rows, 10.0, comparison.DISTANCE) == []
+    assert comparison.claims(rows, 10.0, DISTANCE) == []
 
 
 def test_without_any_record_all_is_empty_and_nothing_breaks():
     rows = measured()
-    published = comparison.read_published(PUBLISHED)
-    beside = comparison.beside_published(rows, published)
+    published = read_published(PUBLISHED)
+    beside = beside_published(rows, published)
     assert comparison.as_html(comparison.as_shown(rows)) == ""
     assert comparison.as_html(comparison.classifiers_as_shown(rows)) == ""
-    assert comparison.as_html(comparison.beside_as_shown(beside)) == ""
-    assert comparison.repeats_in_words(beside) == comparison.claims(rows, 10.0) == []
-    assert comparison.among_published(rows, published, 10.0) == []
+    assert comparison.as_html(beside_as_shown(beside)) == ""
+    assert repeats_in_words(beside) == comparison.claims(rows, 10.0) == []
+    assert among_published(rows, published, 10.0) == []
     assert comparison.samples(rows, 10.0, [], (1, 28, 28)) == {}
     assert "no record" in comparison.as_text([])
 
@@ -249,7 +277,7 @@ def test_what_is_missing_is_named_with_a_command_that_the_command_line_takes():
     assert "GS-WGAN at ε = 10" in commands  # a smoke record is none of the quick profile
     for command in commands.values():
         given = cli._parser().parse_args(command.split()[1:])
-        assert cli._experiment(given, cli._epsilon(given)).profile == "quick"
+        assert _experiment(given, _epsilon(given)).profile == "quick"
     said = comparison.missing_in_words(rows, "mnist", "quick", [10.0, 1.0])
     assert all(name in said and command in said for name, command in commands.items())
 
@@ -283,10 +311,10 @@ def test_a_claim_holds_in_both_directions(ours, theirs, expected):
 
 def test_of_distances_less_is_better():
     near, far = record(fid=10.0), record("dp-merf", fid=30.0)
-    (said,) = comparison.claims(measured(near, far), 10.0, comparison.DISTANCE)
+    (said,) = comparison.claims(measured(near, far), 10.0, DISTANCE)
     assert "ahead of DP-MERF (30.0) by 20.0." in said
     near, far = record(fid=30.0), record("dp-merf", fid=10.0)
-    (said,) = comparison.claims(measured(near, far), 10.0, comparison.DISTANCE)
+    (said,) = comparison.claims(measured(near, far), 10.0, DISTANCE)
     assert "behind DP-MERF (10.0) by 20.0." in said
 
 
@@ -336,7 +364,7 @@ def test_another_delta_is_not_compared():
 
 
 def test_the_published_file_is_whole_and_mistakes_are_named(tmp_path):
-    good = comparison.read_published(PUBLISHED)
+    good = read_published(PUBLISHED)
     wrong = {
         "a source": good.assign(source=good["source"].where(good.index != 3, "")),
         "an accuracy from 0 to 1": good.assign(value=good["value"].where(good["score"] != "cnn", 97.3)),
@@ -346,23 +374,23 @@ def test_the_published_file_is_whole_and_mistakes_are_named(tmp_path):
     for expected, frame in wrong.items():
         frame.to_csv(tmp_path / "published.csv", index=False)
         with pytest.raises(ValueError, match=f"expected {expected}") as caught:
-            comparison.read_published(tmp_path / "published.csv")
+            read_published(tmp_path / "published.csv")
         assert "\n" not in str(caught.value)
 
 
 def quoted(**values):
     rows = [("mnist", name, 10.0, "cnn", value, "", "a table") for name, value in values.items()]
-    return pd.DataFrame(rows, columns=comparison._PUBLISHED)
+    return pd.DataFrame(rows, columns=_PUBLISHED)
 
 
 @pytest.mark.parametrize(("here", "words"), [(0.85, "2.0 points more than"), (0.81, "2.0 points less than")])
 def test_a_repeat_is_held_to_its_published_figures(here, words):
     figures = quoted(**{"DP-MERF": 0.83, "DP-MERF (re-run)": here, "DPGAN": 0.5})
-    beside = comparison.beside_published(measured(record("dp-merf", cnn=(here,)), record()), figures)
+    beside = beside_published(measured(record("dp-merf", cnn=(here,)), record()), figures)
     assert dict(zip(beside["quoted"], beside["difference"].round(6), strict=True)) == {
         "DP-MERF": round(here - 0.83, 6), "DP-MERF (re-run)": 0.0,
     }  # fmt: skip
-    (said,) = comparison.repeats_in_words(beside)
+    (said,) = repeats_in_words(beside)
     assert said == (
         f"DP-MERF at ε = 10 (quick) reaches {100 * here:.1f} % here: {words} “DP-MERF” (83.0 %, a table) and as much "
         f"as “DP-MERF (re-run)” ({100 * here:.1f} %, a table)."
@@ -384,32 +412,30 @@ def test_our_place_among_published_figures(ours, expected):
     rows = measured(record(cnn=(ours,)))
     place, gap = expected
     highest = "The highest of them is that of GS-WGAN (80.0 %, a table)"
-    assert comparison.among_published(rows, figures, 10.0) == [
-        f"At ε = 10 (quick) {place} quoted figures. {highest}, {gap}"
-    ]
-    assert comparison.among_published(rows, figures, 1.0) == []
+    assert among_published(rows, figures, 10.0) == [f"At ε = 10 (quick) {place} quoted figures. {highest}, {gap}"]
+    assert among_published(rows, figures, 1.0) == []
 
 
 def test_runs_on_a_part_of_the_images_are_not_held_to_published_figures():
     rows = measured(record(settings={"limit": 2_000}), record("dp-merf", settings={"limit": 2_000}))
     figures = quoted(**{"DP-MERF": 0.83})
-    assert comparison.beside_published(rows, figures).empty
-    assert comparison.among_published(rows, figures, 10.0) == []
+    assert beside_published(rows, figures).empty
+    assert among_published(rows, figures, 10.0) == []
     assert len(comparison.claims(rows, 10.0)) == 1
 
 
 # --- what we aimed at -------------------------------------------------------------------------------------------------
 
-TARGETS = book.ROOT / "book" / "targets.csv"
+TARGETS = notebooks.ROOT / "book" / "targets.csv"
 
 
 def aims(**values):
     rows = [("mnist", 10.0, profile, value) for profile, value in values.items()]
-    return pd.DataFrame(rows, columns=comparison._TARGETS)
+    return pd.DataFrame(rows, columns=_TARGETS)
 
 
 def test_the_file_of_targets_is_whole_and_mistakes_are_named(tmp_path):
-    good = comparison.read_targets(TARGETS)
+    good = read_targets(TARGETS)
     assert set(zip(good["dataset"], good["epsilon"], good["profile"], strict=True)) == {
         (dataset, epsilon, profile)
         for dataset in ("mnist", "fashion_mnist")
@@ -428,7 +454,7 @@ def test_the_file_of_targets_is_whole_and_mistakes_are_named(tmp_path):
     for expected, frame in wrong.items():
         frame.to_csv(tmp_path / "targets.csv", index=False)
         with pytest.raises(ValueError, match=f"expected {expected}") as caught:
-            comparison.read_targets(tmp_path / "targets.csv")
+            read_targets(tmp_path / "targets.csv")
         assert "\n" not in str(caught.value)
 
 
@@ -436,21 +462,19 @@ def test_our_scores_are_means_over_seeds_of_the_synthesis():
     """Not over all classifiers: their spread is smaller or larger than that of whole runs."""
     runs = [record(cnn=(0.90, 0.92)), record(seed=1, cnn=(0.95, 0.97)), record(seed=2, cnn=(0.93, 0.93))]
     other = [record("dp-merf"), record(epsilon=1.0, public_data="shapes"), record(epsilon=1.0, settings={"limit": 9})]
-    own = comparison.runs_of([*runs, *other]).set_index(["epsilon", "public_data"])
+    own = runs_of([*runs, *other]).set_index(["epsilon", "public_data"])
     ten = own.loc[(10.0, "")]
     assert (ten["seeds"], ten["cnn"]) == (3, pytest.approx(0.9333333))
     assert ten["spread"] == pytest.approx(np.std([0.91, 0.96, 0.93], ddof=1))
     assert list(own.index) == [(10.0, ""), (1.0, "shapes")]
-    assert comparison.runs_of([]).empty
+    assert runs_of([]).empty
 
 
 def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
-    own = comparison.runs_of(
-        [record(cnn=(0.95,)), record(seed=1, cnn=(0.97,)), record(epsilon=1.0, public_data="shapes")]
-    )
-    published, targets = comparison.read_published(PUBLISHED), comparison.read_targets(TARGETS)
-    real = comparison.runs_of([record("real", epsilon=None, profile="paper", cnn=(0.99,))], "real")
-    shown = comparison.aims_as_shown(own, published, targets, {"real images": real})
+    own = runs_of([record(cnn=(0.95,)), record(seed=1, cnn=(0.97,)), record(epsilon=1.0, public_data="shapes")])
+    published, targets = read_published(PUBLISHED), read_targets(TARGETS)
+    real = runs_of([record("real", epsilon=None, profile="paper", cnn=(0.99,))], "real")
+    shown = aims_as_shown(own, published, targets, {"real images": real})
     assert list(shown)[1:] == [f"{name}, ε = {e}" for name in ("MNIST", "Fashion-MNIST") for e in (10, 1, 0.2)]
     rows = shown.set_index("CNN (%)")
     assert list(rows.loc["DP-Sinkhorn, published"]) == ["83.2", "–", "–", "71.1", "–", "–"]
@@ -477,13 +501,13 @@ def test_the_table_of_targets_has_every_place_and_a_dash_where_nothing_is():
 )
 def test_a_target_is_met_or_missed(target, words, counts):
     runs = [record(cnn=(0.96,)), record(epsilon=1.0, cnn=(0.99,)), record(profile="paper", public_data="shapes")]
-    said = comparison.aims_in_words(comparison.runs_of(runs), aims(quick=target, paper=0.9))
+    said = aims_in_words(runs_of(runs), aims(quick=target, paper=0.9))
     assert said == [
         f"Of 2 targets: {counts} measured yet.",
         f"MNIST, quick: at ε = 10 the target of {100 * target:.1f} % is {words}.",
         "MNIST, paper: at ε = 10 the target of 90.0 % is not measured yet.",  # not with public data
     ]
-    assert comparison.aims_in_words(comparison.runs_of([]), aims()) == []
+    assert aims_in_words(runs_of([]), aims()) == []
 
 
 def test_distances_that_should_be_halved():
@@ -495,18 +519,18 @@ def test_distances_that_should_be_halved():
         record("real", epsilon=None, fid=1.0), record(public_data="shapes", fid=2.0),
         record("dp-sinkhorn", settings={"limit": 100}, profile="smoke", fid=3.0), record(epsilon=0.2, fid=250.0),
     ]  # fmt: skip
-    table = comparison.distances_as_shown(measured(*runs)).set_index("Fréchet distance")
+    table = distances_as_shown(measured(*runs)).set_index("Fréchet distance")
     assert list(table) == ["MNIST, ε = 10", "MNIST, ε = 1", "MNIST, ε = 0.2"]
     assert set(table.index[:3]) == {"DP-MERF, quick", "Class Gaussian, quick", "DP-Sinkhorn, quick"}
     assert set(table.index[3:]) == {"Latent diffusion, quick", "Latent diffusion, paper"}
     assert list(table.loc["Latent diffusion, quick"]) == ["50.0", "150.0", "250.0"]
     assert list(table.loc["DP-MERF, quick"]) == ["100.0", "140.0", "–"]
-    assert sorted(comparison.distances_in_words(measured(*runs))) == [
+    assert sorted(distances_in_words(measured(*runs))) == [
         "MNIST, paper: at ε = 10, 70.0 against 100.0 of DP-MERF: less, not halved.",
         "MNIST, quick: at ε = 10, 50.0 against 100.0 of DP-MERF: halved; at ε = 1, 150.0 against 140.0 of DP-MERF "
         "(DP-Sinkhorn and Class Gaussian not measured): not less.",
     ]
-    assert comparison.distances_in_words(measured(record())) == []
+    assert distances_in_words(measured(record())) == []
 
 
 # --- what each ingredient buys ----------------------------------------------------------------------------------------
@@ -544,7 +568,7 @@ def test_effects_are_differences_from_the_default_of_the_same_seed():
 def test_the_table_of_ingredients_puts_budgets_side_by_side():
     ten = scored(default=(0.90, 20.0), less=(0.80, 30.0), public=(0.70, 40.0))
     one = scored(0, 1.0, default=(0.85, 40.0), more=(0.86, 35.0))
-    shown = comparison.ingredients_as_shown(ablation.effects(ablation.table([one, ten]))).set_index("what is changed")
+    shown = ingredients.ingredients_as_shown(ablation.effects(ablation.table([one, ten]))).set_index("what is changed")
     assert list(shown) == [f"{what}, ε = {e}" for e in (10, 1) for what in ("CNN (%)", "gain", "FID", "FID is")]
     assert list(shown.loc["all about less"]) == ["80.0", "-10.0", "30.0", "10.0 higher", *["–"] * 4]
     assert list(shown.loc["all about default"]) == ["90.0", "–", "20.0", "–", "85.0", "–", "40.0", "–"]
@@ -562,18 +586,18 @@ def test_the_table_of_ingredients_puts_budgets_side_by_side():
 )
 def test_words_on_ingredients_hold_in_both_directions(cnn, fid, expected):
     effects = ablation.effects(ablation.table([scored(default=(0.90, 20.0), x=(cnn, fid))]))
-    said = comparison.ingredients_in_words(effects, 10.0)
+    said = ingredients.ingredients_in_words(effects, 10.0)
     assert said[0].startswith("At ε = 10 (quick, 1 seed) the settings of the profile reach 90.0 %")
     assert all(words in " ".join(said) for words in expected)
     assert said[-1].startswith("One seed: nothing here tells")
-    assert comparison.ingredients_in_words(effects, 1.0) == []
+    assert ingredients.ingredients_in_words(effects, 1.0) == []
 
 
 def test_words_on_ingredients_name_scatter_public_data_and_what_privacy_and_compression_cost():
     names = {"default": (0.90, 20.0), "real": (0.98, 1.0), "reconstructed": (0.96, 5.0), "public": (0.7, 60.0)}
     first = scored(**names, x=(0.93, 20.0), non_private=(0.92, 15.0))
     second = scored(1, **names, x=(0.88, 20.0), non_private=(0.92, 15.0))
-    said = " ".join(comparison.ingredients_in_words(ablation.effects(ablation.table([first, second])), 10.0))
+    said = " ".join(ingredients.ingredients_in_words(ablation.effects(ablation.table([first, second])), 10.0))
     assert "(quick, 2 seeds)" in said
     assert "all about x (+0.5 ± 3.5)" in said
     assert "all about public (-20.0 ± 0.0, with public data)" in said
@@ -581,27 +605,27 @@ def test_words_on_ingredients_name_scatter_public_data_and_what_privacy_and_comp
     assert "Compression costs 2.0 points. A CNN trained on real images reaches 98.0 %" in said
     assert "scatters by ± 0.0 points" in said
     level = scored(default=(0.90, 20.0), non_private=(0.89, 15.0))
-    said = comparison.ingredients_in_words(ablation.effects(ablation.table([level])), 10.0)
+    said = ingredients.ingredients_in_words(ablation.effects(ablation.table([level])), 10.0)
     assert any(one.startswith("Privacy costs nothing that shows.") for one in said)
 
 
 def test_of_several_profiles_that_of_the_build_is_shown():
     rows = ablation.effects(ablation.table([scored(default=(0.9, 1.0)), scored(profile="paper", default=(0.8, 1.0))]))
-    assert list(comparison.of_one_profile(rows, "mnist", "paper")["cnn"]) == [0.8]
-    assert list(comparison.of_one_profile(rows, "mnist", "smoke")["cnn"]) == [0.9]
-    assert comparison.of_one_profile(rows, "fashion_mnist", "quick").empty
+    assert list(ingredients.of_one_profile(rows, "mnist", "paper")["cnn"]) == [0.8]
+    assert list(ingredients.of_one_profile(rows, "mnist", "smoke")["cnn"]) == [0.9]
+    assert ingredients.of_one_profile(rows, "fashion_mnist", "quick").empty
     nothing = ablation.effects(ablation.table([]))
-    command = comparison.commands_for_ingredients(nothing, "mnist", "smoke", [10.0]).split("```")[1].split()
+    command = ingredients.commands_for_ingredients(nothing, "mnist", "smoke", [10.0]).split("```")[1].split()
     given = cli._parser().parse_args(command[1:])
     assert (given.dataset, given.epsilon, given.profile) == ("mnist", 10.0, "smoke")
-    every = pd.DataFrame({"name": list(ablation.variations("mnist", 10.0)), "epsilon": 10.0, "profile": "quick"})
-    assert "```" not in comparison.commands_for_ingredients(every, "mnist", "smoke", [10.0])
-    assert "--epsilon 10 --profile quick" in comparison.commands_for_ingredients(every[1:], "mnist", "smoke", [10.0])
-    said = comparison.commands_for_ingredients(every, "mnist", "smoke", [10.0, 1.0])
+    every = pd.DataFrame({"name": list(variations.variations("mnist", 10.0)), "epsilon": 10.0, "profile": "quick"})
+    assert "```" not in ingredients.commands_for_ingredients(every, "mnist", "smoke", [10.0])
+    assert "--epsilon 10 --profile quick" in ingredients.commands_for_ingredients(every[1:], "mnist", "smoke", [10.0])
+    said = ingredients.commands_for_ingredients(every, "mnist", "smoke", [10.0, 1.0])
     assert "--epsilon 1 --profile quick" in said
     assert "--epsilon 10" not in said
-    assert comparison.as_html(comparison.ingredients_as_shown(nothing)) == ""
-    assert comparison.ingredients_in_words(nothing, 10.0) == []
+    assert comparison.as_html(ingredients.ingredients_as_shown(nothing)) == ""
+    assert ingredients.ingredients_in_words(nothing, 10.0) == []
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -614,8 +638,8 @@ def test_samples_of_all_methods_have_the_same_labels(tmp_path):
     for number, one in enumerate(made):
         if one["method"] != "gs-wgan":
             values = (40 * number + 10 * labels + torch.arange(30) // 6).float() / 255
-            path = tmp_path / results.record_name(one).replace(".json", ".png")
-            plots.save_grid_png(path, values.reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6), labels, names, {})
+            path = tmp_path / record_name(one).replace(".json", ".png")
+            grids.save_grid_png(path, values.reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6), labels, names, {})
     found = comparison.samples(measured(*made), 10.0, [tmp_path / "none", tmp_path], (1, 6, 6))
     assert list(found) == ["dpldm", "dp-merf", "real"]
     for start, images in zip((0, 40, 80), found.values(), strict=True):

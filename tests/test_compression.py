@@ -3,10 +3,14 @@
 import pytest
 import torch
 
-from dpldm import compression
-from dpldm.compression import CompressionSettings, PCASettings, PrivatePCA
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData
-from dpldm.settings import SynthesisSettings, smoke
+from dpldm.method import autoencoder, compression, pca
+from dpldm.method.compression import CompressionSettings
+from dpldm.method.pca import PCASettings, PrivatePCA
+from dpldm.method.settings import SynthesisSettings, smoke
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.noise import NoiseSource
 
 SHAPES = [(1, 8, 8), (1, 15, 15), (3, 16, 16), (1, 64, 64)]
 TINY = smoke(SynthesisSettings()).compression
@@ -15,7 +19,7 @@ TINY = smoke(SynthesisSettings()).compression
 def smooth_images(n, shape, seed=0):
     """Images of three public cosine waves with random amplitudes: exactly three latent dimensions."""
     random = torch.Generator().manual_seed(seed)
-    basis = compression.cosine_basis(shape[1], 3)
+    basis = pca.cosine_basis(shape[1], 3)
     patterns = torch.stack([torch.outer(basis[i], basis[j]) for i, j in ((1, 0), (0, 2), (2, 1))])
     patterns = patterns / patterns.flatten(1).norm(dim=1).amax() / patterns.abs().amax() * 0.12
     amplitudes = torch.randn(n, 3, generator=random).clamp(-1.3, 1.3)
@@ -85,7 +89,7 @@ def test_without_noise_or_whitening_axes_are_those_of_torch_pca():
 
 
 def test_cosine_basis_is_orthonormal_and_complete():
-    basis = compression.cosine_basis(9, 9)
+    basis = pca.cosine_basis(9, 9)
     torch.testing.assert_close(basis @ basis.T, torch.eye(9), atol=1e-5, rtol=0)
 
 
@@ -122,15 +126,15 @@ def test_heavy_noise_keeps_few_directions_and_light_noise_many():
 def test_refined_decoder_starts_at_the_linear_one_and_learns_what_it_misses():
     random = torch.Generator().manual_seed(0)
     angle = torch.rand(2000, generator=random) * 6.28  # a circle bent in a third direction: no plane holds it
-    basis = compression.cosine_basis(8, 3)
+    basis = pca.cosine_basis(8, 3)
     waves = torch.stack([angle.cos(), angle.sin(), 0.7 * (2 * angle).cos()], 1) * 0.8
     images = 0.5 + torch.einsum("nk,kh,w->nhw", waves, basis, basis[0])[:, None].clamp(-0.5, 0.5)
-    settings = compression.RefinedPCASettings(
+    settings = autoencoder.RefinedPCASettings(
         pca=PCASettings(dim=2, frequencies=8),
         width=64,
         fit=compression.FitSettings(steps=600, batch=256, learning_rate=0.01),
     )
-    compressor = compression.RefinedPCA((1, 8, 8), settings)
+    compressor = autoencoder.RefinedPCA((1, 8, 8), settings)
     fit(compressor, images)
     error = (compressor.decode(compressor.encode(images)) - images).square().mean()
     linear = (compressor.pca.decode(compressor.pca.encode(images)) - images).square().mean()
@@ -155,13 +159,13 @@ def test_autoencoder_latents_have_unit_scale_whatever_the_image():
 
 
 def test_procedural_images_are_images_varied_and_repeatable():
-    images = compression.procedural_images(200, (3, 20, 20), torch.Generator().manual_seed(0))
+    images = autoencoder.procedural_images(200, (3, 20, 20), torch.Generator().manual_seed(0))
     assert images.shape == (200, 3, 20, 20)
     assert images.min() >= 0
     assert images.max() <= 1
     assert images.flatten(1).std(0).median() > 0.1
     assert images.flatten(1).std(1).median() > 0.05
-    again = compression.procedural_images(200, (3, 20, 20), torch.Generator().manual_seed(0))
+    again = autoencoder.procedural_images(200, (3, 20, 20), torch.Generator().manual_seed(0))
     torch.testing.assert_close(images, again)
 
 

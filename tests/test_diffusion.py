@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dpldm import diffusion
-from dpldm.diffusion import NoiseLevels
+from dpldm.method import diffusion
+from dpldm.method.diffusion import NoiseLevels
 
 MEAN, STD = 0.7, 0.4
 

@@ -17,8 +17,10 @@ import torch
 from stripes import stripes
 
 import dpldm
-from dpldm import cli, data, recipes
-from dpldm.book import ROOT
+from dpldm import cli, recipes
+from dpldm.book.notebooks import ROOT
+from dpldm.data import datasets
+from dpldm.data.images import ImageData
 
 PAGES = ("README.md", "book/index.md")
 SIZED = ("run", "evaluate", "audit", "sweep", "ablation", "book")  # commands with profiles
@@ -110,8 +112,8 @@ def test_lines_for_own_images_run(place: Path) -> None:
 def test_the_python_example_draws_what_it_says(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     (example,) = blocks("README.md", "python")
     images, labels = stripes(2_000, side=28)
-    toy = data.ImageData("mnist", images, labels, ("across", "down"), {})
-    monkeypatch.setattr(data, "load", lambda name, split: toy)
+    toy = ImageData("mnist", images, labels, ("across", "down"), {})
+    monkeypatch.setattr(datasets, "load", lambda name, split: toy)
     small = recipes.settings_for("smoke", "mnist", 3.0)
     monkeypatch.setattr(recipes, "settings_for", lambda profile, name, epsilon: small)
     made: dict[str, object] = {}
@@ -128,7 +130,7 @@ def test_the_python_example_draws_what_it_says(monkeypatch: pytest.MonkeyPatch, 
 def test_every_line_runs_on_the_real_digits(place: Path) -> None:
     """But those that build the book, which has tests of its own, and own images in a folder that nobody has."""
     wanted = [words for words in ours() if words[0] != "book" and "my-images/" not in words and words != ["publish"]]
-    data_folder = str(data.data_folder().resolve())
+    data_folder = str(datasets.data_folder().resolve())
     for words in dict.fromkeys(map(tuple, wanted)):
         if words[0] == "publish":  # what was made here is of smoke size, and refused
             continue

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 
-from dpldm import embedding
-from dpldm.embedding import RandomFeatures
-from dpldm.energies import oriented_energies
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, watched
+from dpldm.method import embedding
+from dpldm.method.edges import oriented_energies
+from dpldm.method.embedding import RandomFeatures
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.noise import NoiseSource, watched
 
 SHAPE = (1, 12, 12)
 NOISELESS = Allowance(0.0, 1e-5)

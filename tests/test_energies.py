@@ -4,7 +4,7 @@ import pytest
 import torch
 from stripes import stripes
 
-from dpldm.energies import oriented_energies, whitened, whitening
+from dpldm.method.edges import oriented_energies, whitened, whitening
 
 
 def test_energies_tell_directions_apart_but_not_light_from_dark():

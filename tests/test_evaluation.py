@@ -11,8 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpldm import evaluation
-from dpldm.evaluation import EVALUATION, EvaluationSettings
+from dpldm.evaluation import classifiers, fidelity, inception, protocol
+from dpldm.evaluation import features as features_module
+from dpldm.evaluation.features import (
+    WEIGHTS_FOLDER,
+    FeatureNetwork,
+    feature_network_for,
+    load_feature_network,
+    ship_feature_network,
+    train_feature_network,
+)
+from dpldm.evaluation.settings import CLASSIFIERS, EVALUATION, EvaluationSettings
 
 TINY = EvaluationSettings(
     classifier_seeds=2,
@@ -29,7 +38,7 @@ TINY = EvaluationSettings(
 
 @dataclass(frozen=True)
 class Images:
-    """Stands in for dpldm.data.ImageData."""
+    """Stands in for dpldm.data.images.ImageData."""
 
     name: str
     images: Tensor
@@ -78,8 +87,8 @@ def test_fid_agrees_with_torchmetrics() -> None:
     reference.update(first, real=True)
     reference.update(second, real=False)
     expected = float(reference.compute())
-    assert evaluation.fid(first, second) == pytest.approx(expected, rel=1e-9)
-    assert evaluation.fid(first + 0.1, second) != pytest.approx(expected, rel=1e-3)
+    assert fidelity.fid(first, second) == pytest.approx(expected, rel=1e-9)
+    assert fidelity.fid(first + 0.1, second) != pytest.approx(expected, rel=1e-3)
 
 
 def test_frechet_distance_in_closed_form() -> None:
@@ -91,23 +100,23 @@ def test_frechet_distance_in_closed_form() -> None:
     expected = float(((means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2).sum())
     covariances = [torch.diag(deviation**2) for deviation in deviations]
     arguments = (means[0], covariances[0], means[1], covariances[1])
-    assert evaluation.frechet_distance(*arguments) == pytest.approx(expected, abs=1e-6)
+    assert fidelity.frechet_distance(*arguments) == pytest.approx(expected, abs=1e-6)
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q
     turned = (turn @ means[0], turn @ covariances[0] @ turn.T, turn @ means[1], turn @ covariances[1] @ turn.T)
-    assert evaluation.frechet_distance(*turned) == pytest.approx(expected, abs=1e-5)
+    assert fidelity.frechet_distance(*turned) == pytest.approx(expected, abs=1e-5)
 
 
 def test_frechet_distance_of_singular_covariances_is_finite_and_symmetric() -> None:
     first, second = gaussian_pair()
     first, second = (torch.cat([part, part, torch.zeros(len(part), 3)], 1) for part in (first, second))
-    there, back = evaluation.fid(first, second), evaluation.fid(second, first)
+    there, back = fidelity.fid(first, second), fidelity.fid(second, first)
     assert there == pytest.approx(back, rel=1e-6)
-    assert evaluation.fid(first, first) == pytest.approx(0, abs=1e-9)
+    assert fidelity.fid(first, first) == pytest.approx(0, abs=1e-9)
 
 
 def test_fid_refuses_too_few_rows() -> None:
     with pytest.raises(ValueError, match="more images than its 6"):
-        evaluation.fid(torch.rand(6, 6), torch.rand(100, 6))
+        fidelity.fid(torch.rand(6, 6), torch.rand(100, 6))
 
 
 # --- neighbours -------------------------------------------------------------------------------------------------------
@@ -131,13 +140,13 @@ def naive_neighbours(real: Tensor, synthetic: Tensor, rank: int) -> tuple[float,
 
 @pytest.mark.parametrize("chunk", [7, 500])
 def test_precision_recall_and_coverage_equal_loops(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    monkeypatch.setattr(fidelity, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(1)
     real = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     synthetic = 0.9 * torch.randn(30, 3, generator=generator, dtype=torch.float64) + 1.2
     precision, recall, covered = naive_neighbours(real, synthetic, 3)
-    assert evaluation.precision_recall(real, synthetic, 3) == (precision, recall)
-    assert evaluation.coverage(real, synthetic, 3) == covered
+    assert fidelity.precision_recall(real, synthetic, 3) == (precision, recall)
+    assert fidelity.coverage(real, synthetic, 3) == covered
     assert 0 < recall < precision < 1  # narrow and shifted: the example tells the two apart
 
 
@@ -147,9 +156,9 @@ def test_memorisation_tells_copies_from_new_images() -> None:
         torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
         for seed, count in enumerate(counts.values())
     )
-    new = evaluation.memorisation(fresh, train, test, 300)
-    copied = evaluation.memorisation(train, train, test, 300)
-    smooth = evaluation.memorisation(torch.full_like(fresh, 0.5), train, test, 300)
+    new = fidelity.memorisation(fresh, train, test, 300)
+    copied = fidelity.memorisation(train, train, test, 300)
+    smooth = fidelity.memorisation(torch.full_like(fresh, 0.5), train, test, 300)
     # standard errors: sqrt(0.75 · 0.25 / 300) = 0.025 and, with the percentile estimated from 200, about 0.01
     assert new["share_closer_expected"] == 0.75
     assert new["share_closer_to_train"] == pytest.approx(0.75, abs=0.1)
@@ -164,14 +173,14 @@ def test_memorisation_tells_copies_from_new_images() -> None:
 # --- classifiers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", evaluation.CLASSIFIERS)
+@pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_classifiers_learn_and_do_not_learn_shuffled_labels(kind: str, toys: tuple[Images, Images, Images]) -> None:
     train, _, test = toys
     shuffled = train.labels[torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(9))]
     reached = []
     for labels in (train.labels, shuffled):
-        trained = evaluation.train_classifier(kind, train.images, labels, 3, replace(TINY, cnn_epochs=8))
-        reached.append(evaluation.accuracy(trained.network, test.images, test.labels))
+        trained = classifiers.train_classifier(kind, train.images, labels, 3, replace(TINY, cnn_epochs=8))
+        reached.append(classifiers.accuracy(trained.network, test.images, test.labels))
     chance, standard_error = 1 / 3, math.sqrt(2 / 9 / 180)
     assert reached[0] > 0.9
     assert abs(reached[1] - chance) < 0.3  # not 4 standard errors: shuffled labels still agree by chance here and there
@@ -179,32 +188,32 @@ def test_classifiers_learn_and_do_not_learn_shuffled_labels(kind: str, toys: tup
 
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (8, 3), (17, 1), (18, 3), (28, 1), (33, 1), (64, 3)])
-@pytest.mark.parametrize("kind", evaluation.CLASSIFIERS)
+@pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_networks_take_every_side_grey_and_colour(kind: str, side: int, channels: int) -> None:
-    network = evaluation.build_network(kind, (channels, side, side), 4, torch.Generator().manual_seed(0), "cpu")
+    network = classifiers.build_network(kind, (channels, side, side), 4, torch.Generator().manual_seed(0), "cpu")
     images = torch.rand(2, channels, side, side)
     assert network(images).shape == (2, 4)
     if kind == "cnn":
-        features = evaluation.FeatureNetwork(network, {}).features(images)
-        assert features.shape == (2, evaluation.FEATURE_DIMENSIONS)
+        features = FeatureNetwork(network, {}).features(images)
+        assert features.shape == (2, classifiers.FEATURE_DIMENSIONS)
 
 
 def test_cnn_has_the_widths_of_the_reference_classifier() -> None:
-    network = evaluation.build_network("cnn", (1, 28, 28), 10, torch.Generator(), "cpu")
+    network = classifiers.build_network("cnn", (1, 28, 28), 10, torch.Generator(), "cpu")
     # by hand: 3x3 convolutions 1-32-64-128, then 128·3·3 -> 128 -> 10, each with biases
     expected = (9 * 32 + 32) + (9 * 32 * 64 + 64) + (9 * 64 * 128 + 128) + (1152 * 128 + 128) + (1280 + 10)
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
 def test_initial_weights_have_torchs_scale() -> None:
-    ours = evaluation.build_network("mlp", (1, 28, 28), 10, torch.Generator().manual_seed(0), "cpu")[1]
+    ours = classifiers.build_network("mlp", (1, 28, 28), 10, torch.Generator().manual_seed(0), "cpu")[1]
     theirs = torch.nn.Linear(784, 100)
     assert float(ours.weight.detach().std()) == pytest.approx(float(theirs.weight.detach().std()), rel=0.02)
     assert float(ours.weight.detach().abs().max()) == pytest.approx(1 / 28, rel=0.01)
 
 
 def test_half_dropout_keeps_half_doubled_and_is_off_in_evaluation() -> None:
-    layer = evaluation.HalfDropout(torch.Generator().manual_seed(0))
+    layer = classifiers.HalfDropout(torch.Generator().manual_seed(0))
     values = torch.ones(8, 32, 13, 13).contiguous(memory_format=torch.channels_last)
     dropped = layer(values)
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
@@ -222,8 +231,8 @@ def test_the_chosen_epoch_is_the_best_on_the_held_out_synthetic_tenth(monkeypatc
         looked_at.append((images is train.images, len(indices)))
         return next(curve)
 
-    monkeypatch.setattr(evaluation, "accuracy", scripted)
-    trained = evaluation.train_classifier("mlp", train.images, train.labels, 3, replace(TINY, mlp_epochs=4))
+    monkeypatch.setattr(classifiers, "accuracy", scripted)
+    trained = classifiers.train_classifier("mlp", train.images, train.labels, 3, replace(TINY, mlp_epochs=4))
     assert (trained.epoch, trained.validation_accuracy) == (2, 0.9)
     assert looked_at == [(True, 10)] * 4
 
@@ -232,7 +241,7 @@ def test_training_leaves_the_global_generator_alone() -> None:
     train = toy(60, 0)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    evaluation.train_classifier("cnn", train.images, train.labels, 3, replace(TINY, cnn_epochs=1))
+    classifiers.train_classifier("cnn", train.images, train.labels, 3, replace(TINY, cnn_epochs=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -242,7 +251,7 @@ def test_training_leaves_the_global_generator_alone() -> None:
 @pytest.fixture(scope="module")
 def metrics(toys: tuple[Images, Images, Images]) -> dict:
     synthetic, train, test = toys
-    return evaluation.evaluate(synthetic.images, synthetic.labels, train, test, TINY, seed=4)
+    return protocol.evaluate(synthetic.images, synthetic.labels, train, test, TINY, seed=4)
 
 
 def test_metrics_have_the_agreed_keys(metrics: dict) -> None:
@@ -265,17 +274,17 @@ def test_the_same_seed_repeats_in_threads_and_another_does_not(
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        parts = evaluation.evaluation_parts(
+        parts = protocol.evaluation_parts(
             synthetic.images, synthetic.labels, train, test, TINY, seed=4, done=("fidelity", "memorisation")
         )
-        again = evaluation.merge(partial for _, partial in parts)
+        again = protocol.merge(partial for _, partial in parts)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
     assert again["accuracy"] == metrics["accuracy"]
     assert again["selection"] == metrics["selection"]
     first, second = (
-        evaluation.train_classifier("mlp", train.images, train.labels, 3, TINY, seed=seed) for seed in (4, 5)
+        classifiers.train_classifier("mlp", train.images, train.labels, 3, TINY, seed=seed) for seed in (4, 5)
     )
     assert not torch.equal(next(first.network.parameters()), next(second.network.parameters()))
 
@@ -286,7 +295,7 @@ def test_real_test_images_are_not_there_while_classifiers_train(
     """While a classifier trains, the test set is wiped: the scores stay the same, so nobody looked; one look after."""
     synthetic, train, test = toys
     wiped, clean_labels = replace(test, images=test.images.clone(), labels=test.labels.clone()), test.labels
-    train_classifier, accuracy, looks = evaluation.train_classifier, evaluation.accuracy, []
+    train_classifier, accuracy, looks = classifiers.train_classifier, classifiers.accuracy, []
 
     def train_without_test_set(*arguments, **named):
         wiped.images.fill_(math.nan)
@@ -301,13 +310,13 @@ def test_real_test_images_are_not_there_while_classifiers_train(
         looks.append(images is wiped.images)
         return accuracy(network, images, labels, indices, bfloat16)
 
-    monkeypatch.setattr(evaluation, "train_classifier", train_without_test_set)
-    monkeypatch.setattr(evaluation, "accuracy", counted)
+    monkeypatch.setattr(classifiers, "train_classifier", train_without_test_set)
+    monkeypatch.setattr(classifiers, "accuracy", counted)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one at a time, so that wiping cannot hit a score
-    parts = evaluation.evaluation_parts(
+    parts = protocol.evaluation_parts(
         synthetic.images, synthetic.labels, train, wiped, TINY, seed=4, done=("fidelity", "memorisation")
     )
-    assert evaluation.merge(partial for _, partial in parts)["accuracy"] == metrics["accuracy"]
+    assert protocol.merge(partial for _, partial in parts)["accuracy"] == metrics["accuracy"]
     assert sum(looks) == 3 * TINY.classifier_seeds
 
 
@@ -315,7 +324,7 @@ def test_parts_already_done_are_skipped(toys: tuple[Images, Images, Images]) -> 
     synthetic, train, test = toys
     done = ("fidelity", "cnn", "fid_inception", "mlp")
     seen: list[tuple[float, str]] = []
-    parts = evaluation.evaluation_parts(
+    parts = protocol.evaluation_parts(
         synthetic.images, synthetic.labels, train, test, TINY, done=done, progress=lambda *step: seen.append(step)
     )
     assert [name for name, _ in parts] == ["memorisation", "logreg"]
@@ -331,10 +340,10 @@ def test_an_error_in_one_part_stops_the_others(
         raise OSError("disk full")
 
     synthetic, train, test = toys
-    monkeypatch.setattr(evaluation, "memorisation", broken)
+    monkeypatch.setattr(fidelity, "memorisation", broken)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     settings = replace(TINY, cnn_epochs=10_000, classifier_seeds=1)
-    parts = evaluation.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=("fidelity",))
+    parts = protocol.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=("fidelity",))
     with pytest.raises(OSError, match="disk full"):
         list(parts)
     assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
@@ -343,7 +352,7 @@ def test_an_error_in_one_part_stops_the_others(
 def test_leaving_early_stops_the_threads(toys: tuple[Images, Images, Images], monkeypatch: pytest.MonkeyPatch) -> None:
     synthetic, train, test = toys
     settings = replace(TINY, cnn_epochs=10_000)
-    parts = evaluation.evaluation_parts(
+    parts = protocol.evaluation_parts(
         synthetic.images,
         synthetic.labels,
         train,
@@ -358,7 +367,7 @@ def test_leaving_early_stops_the_threads(toys: tuple[Images, Images, Images], mo
 
 
 def test_merge_unites_nested_dictionaries() -> None:
-    assert evaluation.merge([{"a": {"x": 1}}, {"a": {"y": 2}, "b": 3}]) == {"a": {"x": 1, "y": 2}, "b": 3}
+    assert protocol.merge([{"a": {"x": 1}}, {"a": {"y": 2}, "b": 3}]) == {"a": {"x": 1, "y": 2}, "b": 3}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -390,7 +399,7 @@ def test_bad_synthetic_sets_are_refused_before_any_work(case: str, toys: tuple[I
     change, message = BAD[case]
     images, labels = change(synthetic.images, synthetic.labels)
     with pytest.raises(ValueError, match=message) as caught:
-        evaluation.evaluation_parts(images, labels, train, test, TINY)
+        protocol.evaluation_parts(images, labels, train, test, TINY)
     assert "\n" not in str(caught.value)
 
 
@@ -403,7 +412,7 @@ def test_bad_settings_are_refused(change: dict) -> None:
 def test_profiles_are_there_and_the_paper_one_does_more_in_full_precision() -> None:
     assert set(EVALUATION) == {"smoke", "quick", "paper"}
     quick, paper = EVALUATION["quick"], EVALUATION["paper"]
-    for kind in evaluation.CLASSIFIERS:
+    for kind in CLASSIFIERS:
         assert paper.epochs(kind) > quick.epochs(kind)
     assert paper.n_feature_images > quick.n_feature_images
     assert not paper.bfloat16
@@ -414,49 +423,47 @@ def test_profiles_are_there_and_the_paper_one_does_more_in_full_precision() -> N
 
 
 def test_feature_network_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(features_module, "WEIGHTS_FOLDER", tmp_path)
     train = replace(toy(150, 0), sha256={"train": "abc"})
-    path = evaluation.ship_feature_network(train, toy(90, 1), epochs=2)
-    loaded = evaluation.load_feature_network("toy")
-    kept = evaluation.train_feature_network(train.images, train.labels, 3, 0, 2)
+    path = ship_feature_network(train, toy(90, 1), epochs=2)
+    loaded = load_feature_network("toy")
+    kept = train_feature_network(train.images, train.labels, 3, 0, 2)
     torch.testing.assert_close(
         loaded.features(train.images), kept.features(train.images), rtol=0.01, atol=0.01
     )  # float16
     assert float(loaded.metadata["test_accuracy"]) <= 1
-    assert evaluation.feature_network_for(train, TINY, "cpu", 0)[1].startswith(
-        "classifier trained on real images (ship"
-    )
+    assert feature_network_for(train, TINY, "cpu", 0)[1].startswith("classifier trained on real images (ship")
     namesake = replace(train, sha256={"train": "other"})
-    assert "(now" in evaluation.feature_network_for(namesake, TINY, "cpu", 0)[1]
+    assert "(now" in feature_network_for(namesake, TINY, "cpu", 0)[1]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged feature network toy"):
-        evaluation.load_feature_network("toy")
+        load_feature_network("toy")
     path.write_bytes(b"not a model")
     with pytest.raises(ValueError, match="damaged feature network toy"):
-        evaluation.load_feature_network("toy")
+        load_feature_network("toy")
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
 def test_shipped_networks_load_and_are_small(dataset: str) -> None:
-    network = evaluation.load_feature_network(dataset)
-    assert network.features(torch.rand(3, 1, 28, 28)).shape == (3, evaluation.FEATURE_DIMENSIONS)
+    network = load_feature_network(dataset)
+    assert network.features(torch.rand(3, 1, 28, 28)).shape == (3, classifiers.FEATURE_DIMENSIONS)
     assert network.metadata["dataset"] == dataset
-    assert (evaluation.WEIGHTS_FOLDER / f"{dataset}.safetensors").stat().st_size < 1_000_000
+    assert (WEIGHTS_FOLDER / f"{dataset}.safetensors").stat().st_size < 1_000_000
 
 
 def test_no_network_is_shipped_for_other_data() -> None:
     with pytest.raises(FileNotFoundError, match="train one"):
-        evaluation.load_feature_network("cats")
+        load_feature_network("cats")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
 def test_shipped_networks_reach_their_stated_accuracy(dataset: str) -> None:
-    from dpldm import data
+    from dpldm.data import datasets
 
-    test = data.load(dataset, "test")
-    network = evaluation.load_feature_network(dataset)
-    reached = evaluation.accuracy(network.network, test.images, test.labels)
+    test = datasets.load(dataset, "test")
+    network = load_feature_network(dataset)
+    reached = classifiers.accuracy(network.network, test.images, test.labels)
     assert reached == pytest.approx(float(network.metadata["test_accuracy"]), abs=2e-4)
 
 
@@ -479,14 +486,14 @@ def test_inception_part_with_a_local_file(
     synthetic, train, test = toys
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"x")
-    monkeypatch.setattr(evaluation, "load_inception", lambda path, device: (Colours(), "0123456789abcdef"))
-    monkeypatch.setattr(evaluation, "INCEPTION_DIMENSIONS", 4)
-    monkeypatch.setenv(evaluation.INCEPTION_VARIABLE, str(weights))
+    monkeypatch.setattr(inception, "load_inception", lambda path, device: (Colours(), "0123456789abcdef"))
+    monkeypatch.setattr(inception, "INCEPTION_DIMENSIONS", 4)
+    monkeypatch.setenv(inception.INCEPTION_VARIABLE, str(weights))
     settings = replace(TINY, inception="if-file", n_inception_images=None)
-    others = [part for part in evaluation.PARTS if part != "fid_inception"]
-    [(_, scores)] = evaluation.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=others)
-    features = [evaluation.inception_features(Colours(), part.images) for part in (synthetic, test)]
-    assert scores["fid_inception"] == pytest.approx(evaluation.fid(*features))
+    others = [part for part in protocol.PARTS if part != "fid_inception"]
+    [(_, scores)] = protocol.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=others)
+    features = [inception.inception_features(Colours(), part.images) for part in (synthetic, test)]
+    assert scores["fid_inception"] == pytest.approx(fidelity.fid(*features))
     assert "240 synthetic and 180 real test images, weights sha256 0123456789ab" in scores["fid_inception_note"]
 
 
@@ -494,26 +501,26 @@ def test_inception_says_why_it_is_missing(
     toys: tuple[Images, Images, Images], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     synthetic, train, test = toys
-    monkeypatch.delenv(evaluation.INCEPTION_VARIABLE, raising=False)
+    monkeypatch.delenv(inception.INCEPTION_VARIABLE, raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(evaluation, "urlopen", lambda *_, **__: pytest.fail("the network was used unasked"))
-    others = [part for part in evaluation.PARTS if part != "fid_inception"]
+    monkeypatch.setattr(inception, "urlopen", lambda *_, **__: pytest.fail("the network was used unasked"))
+    others = [part for part in protocol.PARTS if part != "fid_inception"]
     settings = replace(TINY, inception="if-file")
-    [(_, scores)] = evaluation.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=others)
+    [(_, scores)] = protocol.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=others)
     assert scores["fid_inception"] is None
     assert "no local weights" in scores["fid_inception_note"]
     with pytest.raises(ValueError, match="no Inception weights at"):
-        evaluation.evaluation_parts(
+        protocol.evaluation_parts(
             synthetic.images, synthetic.labels, train, test, settings, inception_weights=tmp_path / "none.pth"
         )
 
 
 def test_a_silent_server_is_given_up_within_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     silent = threading.Event()
-    monkeypatch.setattr(evaluation, "urlopen", lambda *_, **__: silent.wait(30) and io.BytesIO())
+    monkeypatch.setattr(inception, "urlopen", lambda *_, **__: silent.wait(30) and io.BytesIO())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(OSError, match="no answer within"):
-        evaluation.download_inception_weights(connect_seconds=0.1)
+        inception.download_inception_weights(connect_seconds=0.1)
     silent.set()
     assert not list(tmp_path.rglob("*.pth"))
 
@@ -532,10 +539,10 @@ def test_wrong_inception_files_are_refused_and_run_no_code(content: bytes, tmp_p
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="fetch that file of torch-fidelity"):
-        evaluation.load_inception(path)
+        inception.load_inception(path)
     torch.save({"w": Trap()}, path)
     with pytest.raises(ValueError, match="fetch that file of torch-fidelity"):
-        evaluation.load_inception(path)
+        inception.load_inception(path)
 
 
 def test_inception_weights_load_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,10 +554,10 @@ def test_inception_weights_load_from_a_file(tmp_path: Path, monkeypatch: pytest.
         patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         made = source.FeatureExtractorInceptionV3("made", ["2048"])
     torch.save(made.state_dict(), tmp_path / "weights.pth")
-    loaded, checksum = evaluation.load_inception(tmp_path / "weights.pth")
+    loaded, checksum = inception.load_inception(tmp_path / "weights.pth")
     images = torch.rand(2, 1, 28, 28)
-    features = evaluation.inception_features(loaded, images)
+    features = inception.inception_features(loaded, images)
     pixels = (images * 255).round().byte().repeat(1, 3, 1, 1)
     torch.testing.assert_close(features, made(pixels)[0].double())
-    assert features.shape == (2, evaluation.INCEPTION_DIMENSIONS)
+    assert features.shape == (2, inception.INCEPTION_DIMENSIONS)
     assert len(checksum) == 64

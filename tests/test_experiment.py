@@ -21,23 +21,36 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpldm import evaluation, experiment, methods, plots, privacy, recipes, results
-from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, Stopped, from_json, run, to_json
-from dpldm.finishing import FinishSettings
-from dpldm.privacy import PrivacyError, PrivateData
-from dpldm.results import RecordError
-from dpldm.settings import SamplingSettings, SynthesisSettings
+from dpldm import methods, recipes
+from dpldm.evaluation import protocol
+from dpldm.evaluation.settings import EvaluationSettings
+from dpldm.method.finishing import FinishSettings
+from dpldm.method.settings import SamplingSettings, SynthesisSettings
+from dpldm.privacy import mechanisms
+from dpldm.privacy import statement as privacy_statement
+from dpldm.privacy.checks import PrivacyError
+from dpldm.privacy.guard import PrivateData
+from dpldm.records import environment, files, grids, schema, stages
+from dpldm.records.images import load_images
+from dpldm.records.names import record_name
+from dpldm.records.schema import RecordError
+from dpldm.records.settings import from_json, to_json
+from dpldm.runs import experiment, job, words
+from dpldm.runs.chosen import _own_name, _secret, choose, made_today
+from dpldm.runs.experiment import Experiment, ExperimentError, Folders, Progress
+from dpldm.runs.run import Stopped, run
+from dpldm.runs.saved import load_synthesizer, sample, write_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 FIT = ["compression", "diffusion", "selection", "transport"]
-STAGES = [*FIT, "samples", *(f"evaluation-{part}" for part in evaluation.PARTS)]
+STAGES = [*FIT, "samples", *(f"evaluation-{part}" for part in protocol.PARTS)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_commit() -> Iterator[None]:
     """The same version of the library throughout, whatever happens to the checkout while the tests run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_commit", lambda root: "0" * 40)
+        patch.setattr(environment, "_commit", lambda root: "0" * 40)
         yield
 
 
@@ -92,14 +105,14 @@ class Made:
 
     @property
     def path(self) -> Path:
-        return self.folders.records / results.record_name(self.record)
+        return self.folders.records / record_name(self.record)
 
     @property
     def run_folder(self) -> Path:
         return self.folders.runs / self.path.stem
 
     def images(self) -> Tensor:
-        return results.load_images(self.run_folder / "synthetic.npz")[0]
+        return load_images(self.run_folder / "synthetic.npz")[0]
 
 
 def folders_in(place: Path, like: Folders | None = None) -> Folders:
@@ -129,27 +142,27 @@ def without_seconds(record: dict) -> dict:
 
 
 def test_a_run_leaves_a_whole_record_within_its_budget(made: Made) -> None:
-    results.validate(made.record)
-    assert results.read(made.path) == made.record
+    schema.validate(made.record)
+    assert files.read(made.path) == made.record
     spent = made.record["privacy"]
     assert 0 < spent["epsilon"] <= 2.0
-    independent = privacy.from_record(spent).epsilon(1e-4, "pld")
+    independent = privacy_statement.from_record(spent).epsilon(1e-4, "pld")
     assert independent == pytest.approx(spent["epsilon"], rel=0.01)
     assert independent <= spent["epsilon"]
     assert {mechanism["stage"] for mechanism in spent["mechanisms"]} == set(FIT)
     assert made.record["metrics"]["n_synthetic"] == 200
     fitted = load_file(made.run_folder / "synthesizer.safetensors")
     assert made.record["metrics"]["parameters"] == sum(np.prod(tensor.shape, dtype=int) for tensor in fitted.values())
-    assert [len(made.record["metrics"]["accuracy"][kind]) for kind in results.CLASSIFIERS] == [1, 1, 1]
+    assert [len(made.record["metrics"]["accuracy"][kind]) for kind in schema.CLASSIFIERS] == [1, 1, 1]
     assert "not covered" in made.record["metrics"]["note"]
     assert set(made.record["seconds"]) == {*FIT, "sampling", "evaluation"}
 
 
 def test_a_run_leaves_images_grid_and_statement(made: Made) -> None:
-    images, labels, said = results.load_images(made.run_folder / "synthetic.npz")
+    images, labels, said = load_images(made.run_folder / "synthetic.npz")
     assert images.shape == (200, 1, 12, 12)
     assert labels.bincount().tolist() == [67, 67, 66]
-    assert said == privacy.statement(made.record["privacy"], settings_saw_images=False)
+    assert said == privacy_statement.statement(made.record["privacy"], settings_saw_images=False)
     with Image.open(made.path.with_suffix(".png")) as grid:
         assert json.loads(grid.text["privacy"]) == said
 
@@ -159,7 +172,7 @@ def test_a_line_for_each_stage_and_the_end_in_plain_words(made: Made) -> None:
     assert sorted(told[-len(STAGES) :]) == sorted(STAGES)
     assert any("not covered by ε" in line for line in made.lines)
     assert any("--secure" in line for line in made.lines)
-    text = experiment.summary(made.record, made.folders)
+    text = words.summary(made.record, made.folders)
     for expected in ("own-shapes: 200 synthetic images", "of 2 spent", "CNN", "FID", str(made.path), "cpu"):
         assert expected in text
 
@@ -170,12 +183,12 @@ def test_training_images_are_read_only_through_the_ledger(
     read: list[dict] = []
     original = PrivateData.read
 
-    def watched(self: PrivateData, mechanism: privacy.Mechanism) -> tuple[Tensor, Tensor]:
+    def watched(self: PrivateData, mechanism: mechanisms.Mechanism) -> tuple[Tensor, Tensor]:
         read.append(asdict(mechanism))
         return original(self, mechanism)
 
     monkeypatch.setattr(PrivateData, "read", watched)
-    monkeypatch.setattr(evaluation, "evaluation_parts", None)  # would fail if it were called
+    monkeypatch.setattr(protocol, "evaluation_parts", None)  # would fail if it were called
     done = make(replace(described, test_data=None), folders_in(tmp_path))
     assert done.record["privacy"]["mechanisms"] == read
     assert done.record["metrics"]["accuracy"] == {"cnn": [], "mlp": [], "logreg": []}
@@ -201,7 +214,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     finished = {path.stem for path in stopped.value.folder.glob("*.safetensors")} - {"synthesizer"}
     assert finished < set(STAGES)
     assert "compression" in finished
-    before = {stage: results.StageFolder(stopped.value.folder).load(stage)[1]["seconds"] for stage in finished}
+    before = {stage: stages.StageFolder(stopped.value.folder).load(stage)[1]["seconds"] for stage in finished}
 
     done = make(described, folders)
     assert without_seconds(done.record) == without_seconds(made.record)
@@ -223,7 +236,7 @@ def test_a_synthesizer_of_a_gpu_draws_nearly_the_same_on_the_cpu(data: Path, tmp
     drawn = tmp_path / "drawn.npz"
     model = made.with_name("synthesizer.safetensors")
     dpldm("sample", model, "--n", "200", "--device", "cpu", "--out", drawn)
-    first, second = (results.load_images(path)[0] for path in (made, drawn))
+    first, second = (load_images(path)[0] for path in (made, drawn))
     assert (first - second).abs().mean() < 0.02  # rounding may take another candidate here and there
 
 
@@ -276,7 +289,7 @@ def test_stages_of_another_version_are_done_again(
     folders = folders_in(tmp_path, made.folders)
     with pytest.raises(Stopped):
         run(described, folders, Lines("samples:"))
-    monkeypatch.setattr(results, "_commit", lambda root: "1" * 40)
+    monkeypatch.setattr(environment, "_commit", lambda root: "1" * 40)
     again = make(described, folders)
     assert not any("done earlier" in line for line in again.lines)
     assert any("another version" in line for line in again.lines)
@@ -317,16 +330,16 @@ def test_two_runs_share_their_noise_only_if_they_are_the_same(described: Experim
 
 def test_a_run_without_privacy_is_not_called_private(described: Experiment, tmp_path: Path) -> None:
     done = make(replace(described, epsilon=None, test_data=None), folders_in(tmp_path))
-    results.validate(done.record)
+    schema.validate(done.record)
     assert done.record["privacy"]["epsilon"] is None
     assert done.path.name.startswith("own-shapes-dpldm-epsnone-smoke")
     assert all(mechanism["noise_multiplier"] == 0 for mechanism in done.record["privacy"]["mechanisms"])
     with pytest.raises(PrivacyError):
-        privacy.statement(done.record["privacy"])
-    said = results.load_images(done.run_folder / "synthetic.npz")[2]
+        privacy_statement.statement(done.record["privacy"])
+    said = load_images(done.run_folder / "synthetic.npz")[2]
     assert said["epsilon"] is None
     assert said["claim"].startswith("No differential privacy")
-    assert "privacy:   none" in experiment.summary(done.record, done.folders)
+    assert "privacy:   none" in words.summary(done.record, done.folders)
 
 
 def test_a_run_with_given_noise_says_what_it_spent(described: Experiment, tmp_path: Path) -> None:
@@ -377,7 +390,7 @@ def test_test_images_of_other_classes_are_refused(described: Experiment, tmp_pat
 def test_too_little_room_is_refused_first(
     described: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results.shutil, "disk_usage", lambda folder: results.shutil._ntuple_diskusage(100, 100, 0))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: files.shutil._ntuple_diskusage(100, 100, 0))
     with pytest.raises(OSError, match="room"):
         run(described, folders_in(tmp_path))
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -394,25 +407,25 @@ def test_a_record_does_not_confirm_guesses_about_private_files(made: Made, data:
 
 
 def test_own_data_is_never_named_like_a_public_set() -> None:
-    assert experiment._own_name("mnist") == "own-mnist"
-    assert experiment._own_name("ma photos/été!") == "own-ma-photos-été-"
+    assert _own_name("mnist") == "own-mnist"
+    assert _own_name("ma photos/été!") == "own-ma-photos-été-"
 
 
 def test_a_limit_takes_the_same_images_whatever_they_are(data: Path) -> None:
     images = experiment.datasets.load_own(data)
-    some = experiment._limited(images, 50)
+    some = job._limited(images, 50)
     order = torch.randperm(600, generator=torch.Generator().manual_seed(0))[:50]
     assert torch.equal(some.images, images.images[order])
-    assert experiment._limited(images, 600) is images
+    assert job._limited(images, 600) is images
 
 
 # --- saved synthesizers -----------------------------------------------------------------------------------------------
 
 
 def test_a_saved_synthesizer_draws_the_images_of_its_run(made: Made) -> None:
-    saved = experiment.load_synthesizer(made.run_folder / "synthesizer.safetensors")
+    saved = load_synthesizer(made.run_folder / "synthesizer.safetensors")
     labels = experiment.balanced_labels(200, 3)
-    images = experiment.sample(saved, labels, saved.seed, saved.settings.sampling)
+    images = sample(saved, labels, saved.seed, saved.settings.sampling)
     assert torch.equal((images * 255).round(), (made.images() * 255).round())
     assert saved.privacy == made.record["privacy"]
     assert saved.class_names == ("0", "1", "2")
@@ -431,35 +444,33 @@ def test_damaged_and_foreign_models_are_refused_in_a_line(made: Made, tmp_path: 
     text.write_text("hello")
     for path in (cut, flipped, foreign, stage, text):
         with pytest.raises(ExperimentError, match=re.escape(f"{path}: expected a synthesizer")) as refused:
-            experiment.load_synthesizer(path)
+            load_synthesizer(path)
         assert "\n" not in str(refused.value)
     with pytest.raises(FileNotFoundError, match="found no file"):
-        experiment.load_synthesizer(tmp_path / "absent.safetensors")
+        load_synthesizer(tmp_path / "absent.safetensors")
 
 
 def test_weights_that_are_no_numbers_are_refused_as_such(made: Made, tmp_path: Path) -> None:
-    tensors, facts = results.StageFolder(made.run_folder).load("synthesizer")
+    tensors, facts = stages.StageFolder(made.run_folder).load("synthesizer")
     tensors["compression/axes"][0, 0] = float("nan")
-    path = results.StageFolder(tmp_path).save("model", tensors, facts)
+    path = stages.StageFolder(tmp_path).save("model", tensors, facts)
     with pytest.raises(ExperimentError, match=r"no finite numbers \(compression/axes\); restore the file or repeat"):
-        experiment.load_synthesizer(path)
+        load_synthesizer(path)
 
 
 def test_samples_carry_names_and_a_row_for_each_class_drawn(made: Made, tmp_path: Path) -> None:
-    saved = replace(
-        experiment.load_synthesizer(made.run_folder / "synthesizer.safetensors"), class_names=("cat", "dog", "newt")
-    )
+    saved = replace(load_synthesizer(made.run_folder / "synthesizer.safetensors"), class_names=("cat", "dog", "newt"))
     labels = torch.tensor([2, 0]).repeat(10)
-    grid = experiment.write_samples(tmp_path / "s.npz", experiment.sample(saved, labels, 0), labels, saved)
+    grid = write_samples(tmp_path / "s.npz", sample(saved, labels, 0), labels, saved)
     with Image.open(grid) as picture:
-        assert picture.height == 16 + 2 * (2 * 12 + plots.GAP)  # two rows of twice 12 pixels
+        assert picture.height == 16 + 2 * (2 * 12 + grids.GAP)  # two rows of twice 12 pixels
     with np.load(tmp_path / "s.npz") as arrays:
         assert arrays["class_names"].tolist() == ["cat", "dog", "newt"]
         assert arrays["labels"].tolist() == labels.tolist()
 
 
 def test_a_summary_says_which_score_was_left_out(made: Made) -> None:
-    said = experiment.scores_in_words(made.record["metrics"])[-1]
+    said = words.scores_in_words(made.record["metrics"])[-1]
     assert said.endswith("(classifier features); left out by Inception features: not asked for")
 
 
@@ -467,10 +478,10 @@ def test_two_processes_do_not_make_one_run_at_once(tmp_path: Path) -> None:
     progress, order = Lines(), []
 
     def second() -> None:
-        with experiment._locked(tmp_path / ".lock", lambda: progress.say("waiting")):
+        with files.locked(tmp_path / ".lock", lambda: progress.say("waiting")):
             order.append("second")
 
-    with experiment._locked(tmp_path / ".lock"):
+    with files.locked(tmp_path / ".lock"):
         other = threading.Thread(target=second)
         other.start()
         while not progress.lines:
@@ -483,15 +494,15 @@ def test_two_processes_do_not_make_one_run_at_once(tmp_path: Path) -> None:
 
 def test_processes_that_begin_at_once_have_one_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the same run would have two names, and be made twice."""
-    write = results.write_atomically
+    write = files.write_atomically
 
     def slowly(path: Path, write_to: Callable[[Path], object]) -> Path:
         time.sleep(0.2)
         return write(path, write_to)
 
-    monkeypatch.setattr(results, "write_atomically", slowly)
+    monkeypatch.setattr(files, "write_atomically", slowly)
     with ThreadPoolExecutor(4) as threads:
-        assert len(set(threads.map(experiment._secret, [tmp_path / "runs"] * 4))) == 1
+        assert len(set(threads.map(_secret, [tmp_path / "runs"] * 4))) == 1
 
 
 @pytest.mark.parametrize("wanted", [10**9, 10**15])
@@ -504,7 +515,7 @@ def test_more_images_than_fit_are_refused_at_once(described: Experiment, tmp_pat
 
 @pytest.mark.parametrize("fault", ["setting", "shape", "tensor", "claim"])
 def test_a_model_that_does_not_fit_itself_is_refused(made: Made, tmp_path: Path, fault: str) -> None:
-    tensors, facts = results.StageFolder(made.run_folder).load("synthesizer")
+    tensors, facts = stages.StageFolder(made.run_folder).load("synthesizer")
     if fault == "setting":
         facts["settings"]["width"] = "wide"
     elif fault == "claim":
@@ -513,15 +524,15 @@ def test_a_model_that_does_not_fit_itself_is_refused(made: Made, tmp_path: Path,
         facts["image_shape"] = [3, 12, 12]
     else:
         tensors["compression/axes"] = tensors["compression/axes"][:5]
-    path = results.StageFolder(tmp_path).save("model", tensors, facts)
+    path = stages.StageFolder(tmp_path).save("model", tensors, facts)
     with pytest.raises(ExperimentError, match="expected a synthesizer"):
-        experiment.load_synthesizer(path)
+        load_synthesizer(path)
 
 
 def test_models_hold_only_what_is_charged(made: Made) -> None:
     """Every tensor of a model is one of its stages', so nothing else of the data can have slipped in."""
     names = set(load_file(made.run_folder / "synthesizer.safetensors"))
-    states = {f"{stage}/{name}" for stage in FIT for name in results.StageFolder(made.run_folder).load(stage)[0]}
+    states = {f"{stage}/{name}" for stage in FIT for name in stages.StageFolder(made.run_folder).load(stage)[0]}
     assert names == states
 
 
@@ -533,7 +544,7 @@ def test_settings_go_to_json_and_back(profile: str) -> None:
     settings = recipes.settings_for(profile, "mnist", 3.0)
     assert from_json(SynthesisSettings, json.loads(json.dumps(to_json(settings)))) == settings
     scoring = methods.PROFILES[profile].evaluation
-    assert from_json(evaluation.EvaluationSettings, json.loads(json.dumps(to_json(scoring)))) == scoring
+    assert from_json(EvaluationSettings, json.loads(json.dumps(to_json(scoring)))) == scoring
 
 
 def test_a_setting_that_came_later_changes_nothing_that_was_made_before() -> None:
@@ -572,27 +583,27 @@ def test_a_corrupt_record_stops_the_run(described: Experiment, made: Made, tmp_p
 
 def test_a_record_is_chosen_by_all_that_decides_its_run() -> None:
     """Two committed records agree in method, data set, profile, seed and ε; one of them learned from public shapes."""
-    committed = results.read_all(Path(__file__).parent.parent / "book" / "records")
-    twins = [one for one in committed if results.record_name(one).startswith("mnist-dpldm-eps10-quick-seed0-")]
+    committed = files.read_all(Path(__file__).parent.parent / "book" / "records")
+    twins = [one for one in committed if record_name(one).startswith("mnist-dpldm-eps10-quick-seed0-")]
     assert len(twins) == 2
     wanted = Experiment("mnist", 10.0)
-    chosen = experiment.choose(committed, wanted)
+    chosen = choose(committed, wanted)
     assert chosen is not None
-    assert results.record_name(chosen) == "mnist-dpldm-eps10-quick-seed0-d5c95e7e.json"
+    assert record_name(chosen) == "mnist-dpldm-eps10-quick-seed0-d5c95e7e.json"
     assert chosen["public_data"] is None
-    assert [one for one in twins if experiment.made_today(one)] == [chosen]
+    assert [one for one in twins if made_today(one)] == [chosen]
     (variant,) = [one for one in twins if one != chosen]
     settings = from_json(SynthesisSettings, variant["settings"]["synthesis"])
-    assert experiment.choose(committed, replace(wanted, settings=settings)) == variant
+    assert choose(committed, replace(wanted, settings=settings)) == variant
     for other in ({"seed": 1}, {"epsilon": 9.0}, {"delta": 1e-6}, {"n_synthetic": 9}, {"secure_mode": True}):
-        assert experiment.choose(twins, replace(wanted, **other)) is None
+        assert choose(twins, replace(wanted, **other)) is None
 
 
 def test_two_records_of_one_run_are_refused_and_a_copy_is_not() -> None:
-    committed = results.read_all(Path(__file__).parent.parent / "book" / "records")
+    committed = files.read_all(Path(__file__).parent.parent / "book" / "records")
     wanted = Experiment("mnist", 10.0)
-    chosen = experiment.choose(committed, wanted)
+    chosen = choose(committed, wanted)
     assert chosen is not None
-    assert experiment.choose([chosen, dict(chosen)], wanted) == chosen
+    assert choose([chosen, dict(chosen)], wanted) == chosen
     with pytest.raises(ExperimentError, match=r"expected one record of the run, got .*d5c95e7e\.json and mnist-"):
-        experiment.choose([chosen, {**chosen, "data_sha256": {"train": "a" * 64}}], wanted)
+        choose([chosen, {**chosen, "data_sha256": {"train": "a" * 64}}], wanted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpldm import recipes
-from dpldm.finishing import FinishSettings, bend, finish, raise_contrast, sharpen
+from dpldm.method.finishing import FinishSettings, bend, finish, raise_contrast, sharpen
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,17 +8,17 @@ import torch
 from dp_accounting.pld import privacy_loss_distribution
 from scipy.optimize import linprog, minimize
 
-from dpldm import generators
-from dpldm.generators import (
-    GANSettings,
-    GeneratorSettings,
-    GradientSanitizedGAN,
-    Sinkhorn,
-    SinkhornSettings,
-    gan_settings,
-    sinkhorn_settings,
-)
-from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData, calibrate, watched
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import calibrate
+from dpldm.privacy.checks import PrivacyError
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import PrivacySpec
+from dpldm.privacy.noise import NoiseSource, watched
+from dpldm.recipes import gan_settings, sinkhorn_settings
+from dpldm.rivals import gs_wgan, sinkhorn
+from dpldm.rivals.gs_wgan import GANSettings, GradientSanitizedGAN
+from dpldm.rivals.sanitised import GeneratorSettings
+from dpldm.rivals.sinkhorn import Sinkhorn, SinkhornSettings
 
 SHAPE = (1, 8, 8)
 FIVE = PrivacySpec(epsilon=5.0)
@@ -70,7 +70,7 @@ def test_transport_cost_is_the_minimum_found_by_another_solver(n, m, equal):
         return -float(f.mean() + g @ masses.double() - regularisation * (inner - 1))
 
     best = -minimize(negative_dual, [0.0] * (n + m), method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14}).fun
-    found = generators.transport_cost(cost, regularisation, 500, None if equal else masses)
+    found = sinkhorn.transport_cost(cost, regularisation, 500, None if equal else masses)
     assert float(found) == pytest.approx(best, abs=1e-5)
 
 
@@ -81,26 +81,26 @@ def test_little_regularisation_gives_the_linear_programme():
     columns = torch.eye(m).repeat(1, n).numpy()
     marginals = [*[1 / n] * n, *[1 / m] * m]
     exact = linprog(cost.flatten().numpy(), A_eq=[*rows, *columns], b_eq=marginals).fun
-    plan = generators.transport_plan(cost, 1e-3, 5000)
+    plan = sinkhorn.transport_plan(cost, 1e-3, 5000)
     assert float((plan * cost).sum()) == pytest.approx(exact, abs=1e-3)
     assert float((torch.full((n, m), 1 / (n * m)) * cost).sum()) > exact + 0.05
 
 
 def test_rows_of_the_plan_are_exact_and_columns_in_the_limit():
-    plan = generators.transport_plan(random_costs(5, 8), 0.05, 2)
+    plan = sinkhorn.transport_plan(random_costs(5, 8), 0.05, 2)
     torch.testing.assert_close(plan.sum(1), torch.full((5,), 0.2, dtype=torch.float64))
-    plan = generators.transport_plan(random_costs(5, 8), 0.05, 2000)
+    plan = sinkhorn.transport_plan(random_costs(5, 8), 0.05, 2000)
     torch.testing.assert_close(plan.sum(0), torch.full((8,), 0.125, dtype=torch.float64))
 
 
 def test_plan_survives_costs_far_above_the_regularisation():
-    plan = generators.transport_plan(torch.tensor([[0.0, 5e4], [5e4, 0.0]]), 1e-2, 20)
+    plan = sinkhorn.transport_plan(torch.tensor([[0.0, 5e4], [5e4, 0.0]]), 1e-2, 20)
     torch.testing.assert_close(plan, torch.eye(2) / 2)
 
 
 def test_classes_of_the_private_sample_get_the_generated_shares():
     """Four of class 0 and one of class 1, against one of class 0, two of class 1 and one of 2, which is missing."""
-    masses = generators.class_masses(torch.tensor([0, 1, 0, 0, 0]), torch.tensor([1, 0, 1, 2]))
+    masses = sinkhorn.class_masses(torch.tensor([0, 1, 0, 0, 0]), torch.tensor([1, 0, 1, 2]))
     torch.testing.assert_close(masses, torch.tensor([1 / 12, 2 / 3, 1 / 12, 1 / 12, 1 / 12]))
 
 
@@ -119,8 +119,8 @@ def test_costs_of_a_pair_by_hand():
     settings = SinkhornSettings(l1_weight=3.0, label_weight=7.0)
     left, right = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)
     same, other = torch.tensor([0]), torch.tensor([1])
-    assert float(generators.pair_costs(left, same, right, same, settings)) == pytest.approx(0.25 + 3 * 0.5)
-    assert float(generators.pair_costs(left, same, right, other, settings)) == pytest.approx(0.25 + 3 * 0.5 + 7)
+    assert float(sinkhorn.pair_costs(left, same, right, same, settings)) == pytest.approx(0.25 + 3 * 0.5)
+    assert float(sinkhorn.pair_costs(left, same, right, other, settings)) == pytest.approx(0.25 + 3 * 0.5 + 7)
 
 
 def test_gradient_agrees_with_finite_differences():
@@ -134,10 +134,10 @@ def test_gradient_agrees_with_finite_differences():
 
     def divergence(x):
         others = torch.cat([fresh, generated[2:]])
-        costs = [generators.pair_costs(x, classes, y, k, settings) for y, k in ((images, labels), (others, classes))]
+        costs = [sinkhorn.pair_costs(x, classes, y, k, settings) for y, k in ((images, labels), (others, classes))]
         shares = torch.tensor([2 / 5 / 3, 2 / 5 / 2, 1 / 5 / 2], dtype=torch.float64)  # 3, 2, 2 become 2, 2, 1 of 5
         to_private, to_others = (
-            generators.transport_cost(cost, 0.05, 800, mass)
+            sinkhorn.transport_cost(cost, 0.05, 800, mass)
             for cost, mass in zip(costs, (shares[labels], None), strict=True)
         )
         return float(to_private - to_others)
@@ -197,7 +197,7 @@ def test_discriminator_gradients_stay_in_the_ball_and_can_be_opposite():
     rows = []
     for factor in (1e6, -1e6):  # two trainings may end anywhere
         torch.manual_seed(0)
-        discriminator = generators.Discriminator(images, labels, 3, settings, random)
+        discriminator = gs_wgan.Discriminator(images, labels, 3, settings, random)
         with torch.no_grad():
             discriminator.network[-1].weight.mul_(factor)
         rows.append(discriminator.gradient(images, labels))
@@ -281,7 +281,7 @@ def test_which_discriminator_learns_does_not_depend_on_the_secret_picks(monkeypa
     monkeypatch.setattr(GradientSanitizedGAN, "_train", watch)
     orders = []
     for picks in (lambda count, noise: 0, lambda count, noise: count - 1):
-        monkeypatch.setattr(generators, "pick", picks)
+        monkeypatch.setattr(gs_wgan, "pick", picks)
         order.clear()
         fitted(GradientSanitizedGAN)
         orders.append(list(order))
@@ -290,8 +290,8 @@ def test_which_discriminator_learns_does_not_depend_on_the_secret_picks(monkeypa
 
 
 def test_picks_are_uniform():
-    noise = generators.NoiseSource.seeded(0)
-    counts = torch.bincount(torch.tensor([generators.pick(4, noise) for _ in range(2000)]), minlength=4)
+    noise = NoiseSource.seeded(0)
+    counts = torch.bincount(torch.tensor([gs_wgan.pick(4, noise) for _ in range(2000)]), minlength=4)
     assert (counts - 500).abs().max() < 5 * math.sqrt(2000 * 0.25 * 0.75)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpldm import results
-from dpldm.experiment import to_json
 from dpldm.methods import METHODS, PROFILES
-from dpldm.privacy import Ledger, PrivacySpec, PrivateData
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import PrivacySpec
+from dpldm.records import names
+from dpldm.records.settings import to_json
 
 FILE = Path(__file__).with_name("golden.json")
 DATA_SETS = ("mnist", "fashion_mnist", "my-images")
@@ -85,7 +87,7 @@ GOLDEN = json.loads(FILE.read_text()) if FILE.exists() else {"fits": {}}
 def test_record_names():
     paths = sorted(Path("book/records").glob("[!.]*.json"))
     assert len(paths) > 50
-    assert [results.record_name(json.loads(path.read_text())) for path in paths] == [path.name for path in paths]
+    assert [names.record_name(json.loads(path.read_text())) for path in paths] == [path.name for path in paths]
 
 
 def test_recipes():

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpldm import book, comparison, headline, methods, pipeline, plots
+from dpldm import methods
+from dpldm.book import headline, notebooks, pipeline, series
+from dpldm.book.published import read_published
 
-PUBLISHED = comparison.read_published(book.ROOT / "book" / "published.csv").query("dataset == 'mnist'")
+PUBLISHED = read_published(notebooks.ROOT / "book" / "published.csv").query("dataset == 'mnist'")
 
 
 def runs(cnn, epsilon=10.0, profile="quick", public_data="", dataset="mnist"):
@@ -125,7 +127,7 @@ def test_profiles_have_titles_of_their_own_and_none_is_called_after_the_paper():
 
 
 def test_the_figure_spreads_what_stands_close_together():
-    figure = plots.headline(points(), headline.title("mnist", "quick"))
+    figure = series.headline(points(), headline.title("mnist", "quick"))
     axes = figure.axes[0]
     assert axes.get_title(loc="left") == "MNIST, profile quick"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(dict.fromkeys(points()["line"]))
@@ -141,7 +143,7 @@ def test_the_figure_spreads_what_stands_close_together():
     assert sorted(marks) == sorted(points()["mark"][points()["mark"] != ""])
     assert figure.get_figwidth() * 96 < 430  # hardly made smaller on a phone, so that letters stay readable
     with pytest.raises(ValueError, match="expected at least one"):
-        plots.headline(points().iloc[:0], "nothing")
+        series.headline(points().iloc[:0], "nothing")
 
 
 def effects(epsilon=10.0, **gains):
@@ -173,7 +175,7 @@ def test_additions_are_told_at_the_nearest_measured_budget():
 
 
 def test_the_first_page_tells_two_stages_first_and_types_no_accuracy():
-    page = (book.ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    page = (notebooks.ROOT / "book" / "index.md").read_text(encoding="utf-8")
     second = page.split("\n\n")[3]
     told = [
         second.index(words)

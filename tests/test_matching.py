@@ -5,9 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpldm import matching
-from dpldm.matching import Matcher, MatchingSettings
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
+from dpldm.method import decoders
+from dpldm.method.decoders import Matcher, MatchingSettings
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource
 
 SHAPE, CLASSES = (1, 12, 12), 3
 TINY = MatchingSettings(steps=120, decoders=2, features=400, width=32, channels=8, generated=60, start=20)
@@ -104,4 +108,4 @@ def test_refuses_what_makes_no_sense(change):
 
 def test_is_off_unless_asked_for():
     assert MatchingSettings().steps == 0
-    assert matching.STAGE == "matching"
+    assert decoders.STAGE == "matching"

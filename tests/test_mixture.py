@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm.mixture import Mixture, MixtureSettings, fit_mixture
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData
+from dpldm.method.mixture import Mixture, MixtureSettings, fit_mixture
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.noise import NoiseSource
 
 
 def two_classes():

@@ -7,9 +7,12 @@ from pathlib import Path
 import neighbours
 import pytest
 
-from dpldm import baselines, methods
-from dpldm.mixture import Mixture
-from dpldm.privacy import Allowance, NoiseSource, PrivateData
+from dpldm import methods
+from dpldm.method.mixture import Mixture
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.noise import NoiseSource
+from dpldm.rivals import class_gaussian
 
 
 @pytest.mark.parametrize("case", list(neighbours.cases()))
@@ -39,7 +42,7 @@ def test_a_new_module_that_reads_images_and_is_in_no_run_is_found(tmp_path: Path
     assert found == {("toy.py", "Toy.brightest")}
 
 
-class Exact(baselines.ClassGaussian):
+class Exact(class_gaussian.ClassGaussian):
     """Charges a mechanism, and lets the images' mean out beside it."""
 
     def _fit_mixture(self, data: PrivateData, allowance: Allowance, noise: NoiseSource) -> Mixture:

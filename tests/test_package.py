@@ -9,7 +9,7 @@ from importlib import import_module, resources
 import pytest
 
 import dpldm
-from dpldm import book
+from dpldm.book import freshness, notebooks
 
 
 @pytest.mark.parametrize("name", dpldm.EXPORTS)
@@ -17,7 +17,9 @@ def test_what_is_exported_is_what_its_module_has(name: str) -> None:
     module = import_module(f"dpldm.{dpldm.EXPORTS[name]}")
     assert getattr(dpldm, name) is getattr(module, name)
     assert name in dir(dpldm)
-    assert book.imported_modules(f"from dpldm import {name}") == {dpldm.EXPORTS[name]}  # so that pages are made again
+    assert freshness.imported_modules(f"from dpldm import {name}") == {
+        dpldm.EXPORTS[name]
+    }  # so that pages are made again
 
 
 def test_what_is_not_there_is_named_with_what_is() -> None:
@@ -32,8 +34,8 @@ def test_import_loads_nothing() -> None:
 
 
 def test_one_version_everywhere() -> None:
-    project = tomllib.loads((book.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    cited = re.search(r"^version: (.+)$", (book.ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    project = tomllib.loads((notebooks.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    cited = re.search(r"^version: (.+)$", (notebooks.ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert dpldm.__version__ == project["project"]["version"]
     assert cited is not None
     assert dpldm.__version__ == cited[1]
@@ -41,5 +43,5 @@ def test_one_version_everywhere() -> None:
 
 def test_types_are_declared() -> None:
     assert resources.files("dpldm").joinpath("py.typed").is_file()
-    project = tomllib.loads((book.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((notebooks.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["dpldm"]

@@ -5,15 +5,15 @@ import subprocess
 import pytest
 from conftest import make_book
 
-from dpldm import book, pdf
-from dpldm.book import BookError
+from dpldm.book import build, pdf
+from dpldm.book.notebooks import BookError
 
 
 def test_without_chromium_one_line_says_so_before_any_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(pdf, "CHROMIUM", ("no-such-browser",))
     root = make_book(tmp_path)
     with pytest.raises(BookError, match="the PDF needs Chromium and found none: install it with"):
-        book.build({}, root=root, say=pytest.fail, pdf=True)
+        build.build({}, root=root, say=pytest.fail, pdf=True)
     assert not (root / "executed").exists()
 
 
@@ -35,9 +35,9 @@ def test_the_pdf_has_every_page_and_the_site_has_the_pdf(tmp_path):
     page = "# Here\n\n{pdf-link}`book`\n"
     toc = "format: jb-book\nroot: book/index\nchapters:\n  - file: executed/toy\n  - file: book/edition\n"
     root = make_book(tmp_path, **{"book/edition.md": page, "_toc.yml": toc})
-    book.build({}, root=root, say=lambda line: None)
+    build.build({}, root=root, say=lambda line: None)
     assert "This build has none" in (root / "_build" / "html" / "book" / "edition.html").read_text()
-    book.build({}, root=root, say=lambda line: None, pdf=True)
+    build.build({}, root=root, say=lambda line: None, pdf=True)
     printed = root / "_build" / "html" / "book.pdf"
     assert printed.read_bytes().startswith(b"%PDF-")
     assert 'href="../book.pdf"' in (root / "_build" / "html" / "book" / "edition.html").read_text()

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from dpldm import pipeline, plots
+from dpldm.book import charts, pipeline
 
 SIGMAS = {
     ("compression", "image mean"): 4.0, ("compression", "image second moments"): 4.0,
@@ -77,10 +77,10 @@ def test_the_conclusion_follows_the_measurements(selection, said):
 
 def test_the_figure_tells_changes_as_one_reads_them():
     rows = effects(no_selection=(0.88, 26.0), no_contrast=(0.91, 14.0))
-    figure = plots.pipeline(pipeline.steps(PRIVACY, rows), 10.0)
+    figure = charts.pipeline(pipeline.steps(PRIVACY, rows), 10.0)
     words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
     assert "+2.0 % right\nFID 6.0 lower" in words
     assert "−1.0 % right\nFID 6.0 higher" in words
     assert "free" in words
     with pytest.raises(ValueError, match="expected at least one row"):
-        plots.pipeline(pipeline.steps(PRIVACY, rows).iloc[:0], 10.0)
+        charts.pipeline(pipeline.steps(PRIVACY, rows).iloc[:0], 10.0)

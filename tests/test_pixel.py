@@ -8,12 +8,17 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import nn
 
-from dpldm import pixel
-from dpldm.diffusion import NoiseLevels, precondition
-from dpldm.pixel import PixelDiffusion, PixelDiffusionSettings, PixelUNet, pixel_settings
-from dpldm.privacy import Ledger, Mechanism, NoiseSource, PrivacyError, PrivacySpec, PrivateData
-from dpldm.settings import SamplingSettings
-from dpldm.training import FitSettings, fit_private
+from dpldm.method.diffusion import NoiseLevels, precondition
+from dpldm.method.settings import SamplingSettings
+from dpldm.method.training import FitSettings, fit_private
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.checks import PrivacyError
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import Mechanism, PrivacySpec
+from dpldm.privacy.noise import NoiseSource
+from dpldm.recipes import pixel_settings
+from dpldm.rivals import dpdm
+from dpldm.rivals.dpdm import PixelDiffusion, PixelDiffusionSettings, PixelUNet
 
 SHAPE = (1, 8, 8)
 FIVE = PrivacySpec(epsilon=5.0)
@@ -73,7 +78,7 @@ def problem(n=6, shape=(1, 4, 4)):
 
     def loss(module, chosen, which=slice(None)):
         at = sigma[chosen][:, which]
-        error = pixel._denoise(module, noisy[chosen][:, which], at, hot[chosen]) - pixels[chosen][:, None]
+        error = dpdm._denoise(module, noisy[chosen][:, which], at, hot[chosen]) - pixels[chosen][:, None]
         return (error / precondition(at).out).square().mean(dim=(1, 2))
 
     return network, loss

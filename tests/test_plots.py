@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dpldm import plots
+from dpldm.book import charts, samples, series, style
 from dpldm.methods import METHODS
+from dpldm.records import grids
 
 NAMES = ("none", "half", "full")
 
@@ -69,18 +70,18 @@ PRIVACY = {
 RATES = np.linspace(0, 1, 50)
 
 FIGURES = {
-    "sample_grid": lambda: plots.sample_grid(*batch(), NAMES, columns=3),
-    "real_beside_synthetic": lambda: plots.real_beside_synthetic(batch()[0], *batch(), NAMES, columns=2),
-    "reconstructions": lambda: plots.reconstructions(batch()[0], {"PCA": batch()[0], "decoder": batch()[0].numpy()}),
-    "denoising_steps": lambda: plots.denoising_steps([batch()[0] * 9 - 4, batch()[0]], [80.0, 0.002], list("012345")),
-    "accuracy_against_epsilon": lambda: plots.accuracy_against_epsilon(TABLE, PUBLISHED),
-    "one ε, one seed": lambda: plots.accuracy_against_epsilon(pd.DataFrame([row(cnn=(0.9,))])),
-    "not private": lambda: plots.accuracy_against_epsilon(pd.DataFrame([row(epsilon=math.inf)])),
-    "fid_against_epsilon": lambda: plots.fid_against_epsilon(TABLE),
-    "method_comparison": lambda: plots.method_comparison(TABLE),
-    "ingredients": lambda: plots.ingredients(INGREDIENTS),
-    "budget_split": lambda: plots.budget_split(PRIVACY, [0.1, 0.9]),
-    "roc": lambda: plots.roc(RATES, RATES**0.5),
+    "sample_grid": lambda: samples.sample_grid(*batch(), NAMES, columns=3),
+    "real_beside_synthetic": lambda: samples.real_beside_synthetic(batch()[0], *batch(), NAMES, columns=2),
+    "reconstructions": lambda: samples.reconstructions(batch()[0], {"PCA": batch()[0], "decoder": batch()[0].numpy()}),
+    "denoising_steps": lambda: samples.denoising_steps([batch()[0] * 9 - 4, batch()[0]], [80.0, 0.002], list("012345")),
+    "accuracy_against_epsilon": lambda: series.accuracy_against_epsilon(TABLE, PUBLISHED),
+    "one ε, one seed": lambda: series.accuracy_against_epsilon(pd.DataFrame([row(cnn=(0.9,))])),
+    "not private": lambda: series.accuracy_against_epsilon(pd.DataFrame([row(epsilon=math.inf)])),
+    "fid_against_epsilon": lambda: series.fid_against_epsilon(TABLE),
+    "method_comparison": lambda: charts.method_comparison(TABLE),
+    "ingredients": lambda: charts.ingredients(INGREDIENTS),
+    "budget_split": lambda: charts.budget_split(PRIVACY, [0.1, 0.9]),
+    "roc": lambda: charts.roc(RATES, RATES**0.5),
 }
 
 
@@ -99,7 +100,7 @@ def drawn(name):
 
 def dots(axes):
     """Every drawn dot as (x, y) in data coordinates."""
-    lines = [line for line in axes.lines if line.get_linestyle() == "None" and line.get_marker() in plots.MARKERS]
+    lines = [line for line in axes.lines if line.get_linestyle() == "None" and line.get_marker() in style.MARKERS]
     return [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
 
 
@@ -131,7 +132,7 @@ def test_the_readers_own_style_changes_nothing_and_is_left_alone(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_is_drawn_over_the_edge_of_the_card(name):
     pixels = np.asarray(drawn(name)[1]).astype(int)
-    card = np.array([int(plots.CARD[i : i + 2], 16) for i in (1, 3, 5)])
+    card = np.array([int(grids.CARD[i : i + 2], 16) for i in (1, 3, 5)])
     edge = np.concatenate([pixels[3:6].reshape(-1, 3), pixels[-6:-3].reshape(-1, 3), pixels[:, 3:6].reshape(-1, 3),
                            pixels[:, -6:-3].reshape(-1, 3)])  # fmt: skip
     # Up to the line around the card, which crosses these strips at the corners, all of it is ground.
@@ -172,15 +173,15 @@ def test_the_contrast_formula_knows_black_on_white():
 
 
 def test_text_and_colours_stand_out_from_the_card():
-    assert contrast(plots.INK, plots.CARD) > 7
-    assert min(contrast(colour, plots.CARD) for colour in plots.PALETTE) > 3
+    assert contrast(grids.INK, grids.CARD) > 7
+    assert min(contrast(colour, grids.CARD) for colour in style.PALETTE) > 3
 
 
 @pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
 def test_colours_stay_apart_for_colour_blind_readers(blindness):
     apart = {
         pair: np.linalg.norm(seen(pair[0], blindness) - seen(pair[1], blindness))
-        for pair in itertools.combinations(plots.PALETTE, 2)
+        for pair in itertools.combinations(style.PALETTE, 2)
     }
     assert min(apart.values()) > 15, min(apart, key=apart.get)
 
@@ -192,24 +193,24 @@ def test_the_measure_knows_a_red_and_a_green_that_look_alike():
 
 
 def test_no_two_methods_look_alike():
-    names = [*plots.METHODS, *(f"other {number}" for number in range(20))]
-    assert len(set(plots._style_of(names).values())) == len(names)
+    names = [*style.METHODS, *(f"other {number}" for number in range(20))]
+    assert len(set(series.style_of(names).values())) == len(names)
 
 
 def test_a_method_keeps_its_colour_whatever_stands_beside_it():
-    assert set(plots.METHODS) == set(METHODS)
-    alone = {name: plots._style_of([name])[name][0] for name in plots.METHODS}
-    assert len(set(alone.values())) == len(plots.PALETTE)
+    assert set(style.METHODS) == set(METHODS)
+    alone = {name: series.style_of([name])[name][0] for name in style.METHODS}
+    assert len(set(alone.values())) == len(style.PALETTE)
     crowd = [
         "zebra",
         "another",
-        *reversed(plots.METHODS),
+        *reversed(style.METHODS),
         "dpldm + public shapes",
         "dpldm (paper)",
         "real, not private",
     ]
-    beside = plots._style_of(crowd)
-    assert {name: beside[name][0] for name in plots.METHODS} == alone
+    beside = series.style_of(crowd)
+    assert {name: beside[name][0] for name in style.METHODS} == alone
     for variant, method in (
         ("dpldm + public shapes", "dpldm"),
         ("dpldm (paper)", "dpldm"),
@@ -223,9 +224,9 @@ def test_a_smoke_run_is_never_drawn_without_saying_that_it_means_nothing():
     rows = pd.DataFrame(
         {"method": ["dpldm"] * 2, "public_data": [""] * 2, "epsilon": [1.0, math.inf], "profile": ["smoke"] * 2}
     )
-    assert plots._named(rows)["name"].str.endswith("(smoke, means nothing)").all()
+    assert series.named(rows)["name"].str.endswith("(smoke, means nothing)").all()
     rows["profile"] = ["smoke", "quick"]
-    assert plots._named(rows)["name"].tolist() == ["dpldm (smoke, means nothing)", "dpldm, not private (quick)"]
+    assert series.named(rows)["name"].tolist() == ["dpldm (smoke, means nothing)", "dpldm, not private (quick)"]
 
 
 # --- images ---
@@ -233,12 +234,12 @@ def test_a_smoke_run_is_never_drawn_without_saying_that_it_means_nothing():
 
 def test_a_grid_shows_the_images_in_the_rows_of_their_classes():
     images, labels = batch(7)
-    axes = plots.sample_grid(images, labels, NAMES, columns=3).axes[0]
+    axes = samples.sample_grid(images, labels, NAMES, columns=3).axes[0]
     (shown,) = axes.get_images()
     canvas = np.asarray(shown.get_array())
-    assert canvas.shape == (3 * 8 + 2 * plots.GAP, 3 * 8 + 2 * plots.GAP, 3)
+    assert canvas.shape == (3 * 8 + 2 * grids.GAP, 3 * 8 + 2 * grids.GAP, 3)
     centres = [4, 4 + 10, 4 + 20]
-    ground = matplotlib.colors.to_rgb(plots.CARD)
+    ground = matplotlib.colors.to_rgb(grids.CARD)
     assert [text.get_text() for text in axes.get_yticklabels()] == list(NAMES)
     for number, y in enumerate(centres):
         assert np.allclose(canvas[y, centres[:2]], number / 2)
@@ -249,37 +250,37 @@ def test_a_grid_shows_the_images_in_the_rows_of_their_classes():
 def test_colour_images_keep_their_colours():
     images = torch.zeros(1, 3, 4, 4)
     images[:, 0] = 1
-    canvas = plots.sample_grid(images, torch.tensor([0]), ["red"], columns=1).axes[0].get_images()[0].get_array()
+    canvas = samples.sample_grid(images, torch.tensor([0]), ["red"], columns=1).axes[0].get_images()[0].get_array()
     assert np.allclose(canvas, [1, 0, 0])
 
 
 def test_a_class_without_images_has_an_empty_row():
-    plots.sample_grid(torch.zeros(1, 1, 4, 4), torch.tensor([1]), NAMES)
+    samples.sample_grid(torch.zeros(1, 1, 4, 4), torch.tensor([1]), NAMES)
 
 
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plots.sample_grid(torch.zeros(2, 4, 4), torch.zeros(2), NAMES), r"expected shape \(N, C, H, W\)"),
-        (lambda: plots.sample_grid(*batch(4), ["one"]), "labels: expected 0 to 0, got 0 to 2"),
-        (lambda: plots.sample_grid(batch(4)[0], torch.zeros(3), NAMES), "labels: expected one for each of 4"),
-        (lambda: plots.reconstructions(batch(4)[0], {"PCA": batch(3)[0]}), "PCA: expected images of the shape"),
-        (lambda: plots.denoising_steps([batch()[0]], [1.0, 2.0], []), "noise_levels: expected one per batch"),
-        (lambda: plots.denoising_steps([], [], []), "at least one"),
-        (lambda: plots.denoising_steps([batch()[0]], [1.0], ["0"]), "row_names: expected 6, one per sample"),
-        (lambda: plots.budget_split(PRIVACY, [1.0]), "shares: expected 2 fractions"),
-        (lambda: plots.budget_split(PRIVACY, [0.5, 0.6]), "add up to 1.1"),
-        (lambda: plots.budget_split({"mechanisms": []}, []), "shares: expected 0"),
-        (lambda: plots.roc([0.0, 0.1], [0.0]), "tpr: expected as many"),
-        (lambda: plots.roc([0.0, 0.0], [0.1, 0.2]), "at least one point"),
-        (lambda: plots.accuracy_against_epsilon(pd.DataFrame([row(), row()])), "several for dpldm at ε = 10"),
-        (lambda: plots.accuracy_against_epsilon(TABLE.drop(columns="cnn_values")), "none called cnn_values"),
-        (lambda: plots.accuracy_against_epsilon(TABLE.iloc[:0]), "at least one row with cnn"),
-        (lambda: plots.accuracy_against_epsilon(TABLE, PUBLISHED.assign(cnn=98.1)), "as a fraction of 1, got 98.1"),
-        (lambda: plots.fid_against_epsilon(TABLE, PUBLISHED), "published: .* none called fid_classifier"),
-        (lambda: plots.method_comparison(TABLE.iloc[:0]), "at least one row"),
-        (lambda: plots.ingredients(INGREDIENTS.iloc[:0]), "run dpldm ablation first"),
-        (lambda: plots.ingredients(TABLE), "none called title"),
+        (lambda: samples.sample_grid(torch.zeros(2, 4, 4), torch.zeros(2), NAMES), r"expected shape \(N, C, H, W\)"),
+        (lambda: samples.sample_grid(*batch(4), ["one"]), "labels: expected 0 to 0, got 0 to 2"),
+        (lambda: samples.sample_grid(batch(4)[0], torch.zeros(3), NAMES), "labels: expected one for each of 4"),
+        (lambda: samples.reconstructions(batch(4)[0], {"PCA": batch(3)[0]}), "PCA: expected images of the shape"),
+        (lambda: samples.denoising_steps([batch()[0]], [1.0, 2.0], []), "noise_levels: expected one per batch"),
+        (lambda: samples.denoising_steps([], [], []), "at least one"),
+        (lambda: samples.denoising_steps([batch()[0]], [1.0], ["0"]), "row_names: expected 6, one per sample"),
+        (lambda: charts.budget_split(PRIVACY, [1.0]), "shares: expected 2 fractions"),
+        (lambda: charts.budget_split(PRIVACY, [0.5, 0.6]), "add up to 1.1"),
+        (lambda: charts.budget_split({"mechanisms": []}, []), "shares: expected 0"),
+        (lambda: charts.roc([0.0, 0.1], [0.0]), "tpr: expected as many"),
+        (lambda: charts.roc([0.0, 0.0], [0.1, 0.2]), "at least one point"),
+        (lambda: series.accuracy_against_epsilon(pd.DataFrame([row(), row()])), "several for dpldm at ε = 10"),
+        (lambda: series.accuracy_against_epsilon(TABLE.drop(columns="cnn_values")), "none called cnn_values"),
+        (lambda: series.accuracy_against_epsilon(TABLE.iloc[:0]), "at least one row with cnn"),
+        (lambda: series.accuracy_against_epsilon(TABLE, PUBLISHED.assign(cnn=98.1)), "as a fraction of 1, got 98.1"),
+        (lambda: series.fid_against_epsilon(TABLE, PUBLISHED), "published: .* none called fid_classifier"),
+        (lambda: charts.method_comparison(TABLE.iloc[:0]), "at least one row"),
+        (lambda: charts.ingredients(INGREDIENTS.iloc[:0]), "run dpldm ablation first"),
+        (lambda: charts.ingredients(TABLE), "none called title"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(draw, message):
@@ -292,7 +293,7 @@ def test_what_does_not_fit_is_refused_in_one_line(draw, message):
 
 
 def test_every_seed_of_every_method_is_a_dot_and_published_points_are_named():
-    figure = plots.accuracy_against_epsilon(TABLE, PUBLISHED)
+    figure = series.accuracy_against_epsilon(TABLE, PUBLISHED)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
     assert list(panels) == ["MNIST", "Fashion-MNIST"]
     right_edge = 0.985
@@ -309,9 +310,9 @@ def test_every_seed_of_every_method_is_a_dot_and_published_points_are_named():
 
 
 def test_distances_stand_on_logarithmic_axes():
-    figure = plots.fid_against_epsilon(TABLE)
+    figure = series.fid_against_epsilon(TABLE)
     assert {axes.get_yscale() for axes in figure.axes} == {"log"}
-    accuracy, distance, *_ = plots.method_comparison(TABLE).axes
+    accuracy, distance, *_ = charts.method_comparison(TABLE).axes
     assert (accuracy.get_xscale(), distance.get_xscale()) == ("linear", "log")
     assert len([place for place in distance.get_xticks() if 4 <= place <= 7]) >= 1
 
@@ -320,25 +321,25 @@ def test_distances_stand_on_logarithmic_axes():
     ("levels", "title"), [([0.0, 5.0], "From image to noise"), ([5.0, 0.0], "From noise to image")]
 )
 def test_the_title_says_which_way_the_noise_goes_and_rows_have_their_classes(levels, title):
-    (axes,) = plots.denoising_steps([batch(3)[0]] * 2, levels, ["0", "1", "2"]).axes
+    (axes,) = samples.denoising_steps([batch(3)[0]] * 2, levels, ["0", "1", "2"]).axes
     assert axes.get_title(loc="left") == title
     assert [text.get_text() for text in axes.get_yticklabels()] == ["0", "1", "2"]
     assert axes.get_ylabel() == "class"
 
 
 def test_dots_stand_clear_of_the_bars_and_inside_the_panel():
-    figure = plots.fid_against_epsilon(TABLE[TABLE["dataset"] == "mnist"])
+    figure = series.fid_against_epsilon(TABLE[TABLE["dataset"] == "mnist"])
     figure._repr_png_()
     (axes,) = figure.axes
     low, high = axes.get_ylim()
     for line in axes.lines:
-        if line.get_linestyle() == "None" and line.get_marker() in plots.MARKERS:
+        if line.get_linestyle() == "None" and line.get_marker() in style.MARKERS:
             assert all(low < y < high for y in line.get_ydata())
             assert all(axes.bbox.contains(*place) for place in line.get_transform().transform(line.get_xydata()))
 
 
 def test_a_comparison_has_a_dot_for_every_seed():
-    figure = plots.method_comparison(TABLE[TABLE["dataset"] == "mnist"])
+    figure = charts.method_comparison(TABLE[TABLE["dataset"] == "mnist"])
     accuracy, distance = figure.axes
     assert sorted(x for x, _ in dots(accuracy)) == [0.90, 0.91, 0.92, 0.93, 0.95, 0.96, 0.98, 0.99]
     assert sorted(x for x, _ in dots(distance)) == [4.0, 4.0, 4.0, 5.0, 5.0, 5.0, 7.0]
@@ -347,7 +348,7 @@ def test_a_comparison_has_a_dot_for_every_seed():
 
 
 def test_an_ablation_has_a_mark_for_every_seed_in_the_line_of_its_title():
-    errors, distance = plots.ingredients(INGREDIENTS).axes
+    errors, distance = charts.ingredients(INGREDIENTS).axes
     titles = dict(zip(errors.get_yticks(), [text.get_text() for text in errors.get_yticklabels()], strict=True))
     drawn = sorted((titles[round(y)], round(x, 6)) for x, y in dots(errors))
     assert drawn == [
@@ -360,18 +361,18 @@ def test_an_ablation_has_a_mark_for_every_seed_in_the_line_of_its_title():
 
 def test_the_same_method_with_and_without_privacy_are_two_lines():
     frame = pd.DataFrame([row(), row(epsilon=math.inf)])
-    labels = [text.get_text() for text in plots.accuracy_against_epsilon(frame).legends[0].get_texts()]
+    labels = [text.get_text() for text in series.accuracy_against_epsilon(frame).legends[0].get_texts()]
     assert labels == ["dpldm", "dpldm, not private"]
 
 
 def test_public_data_and_profiles_are_named():
     frame = pd.DataFrame([row(), row(public_data="procedural"), row(profile="paper")])
-    labels = [text.get_text() for text in plots.accuracy_against_epsilon(frame).legends[0].get_texts()]
+    labels = [text.get_text() for text in series.accuracy_against_epsilon(frame).legends[0].get_texts()]
     assert labels == ["dpldm (quick)", "dpldm + procedural (quick)", "dpldm (paper)"]
 
 
 def test_shares_are_drawn_as_given():
-    (axes,) = plots.budget_split(PRIVACY, [0.1, 0.9]).axes
+    (axes,) = charts.budget_split(PRIVACY, [0.1, 0.9]).axes
     assert [bar.get_width() for bar in axes.patches] == [0.1, 0.9]
     assert [text.get_text() for text in axes.get_yticklabels()] == [
         "moments (compression)\nσ = 5, 1 step", "training (diffusion)\nσ = 1.2, 1,500 steps",
@@ -384,14 +385,14 @@ def test_shares_are_drawn_as_given():
 def test_the_png_has_the_pixels_twice_as_large_and_the_statement(tmp_path):
     images, labels = batch(6)
     statement = {"epsilon": 10.0, "relation": "eine Person ± ein Bild"}
-    path = plots.save_grid_png(tmp_path / "new" / "grid.png", images, labels, NAMES, statement, columns=2)
+    path = grids.save_grid_png(tmp_path / "new" / "grid.png", images, labels, NAMES, statement, columns=2)
     with Image.open(path) as image:
         assert json.loads(image.text["privacy"]) == statement
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    assert pixels.shape[0] == 2 * (3 * 8 + 2 * plots.GAP) + 16
-    left = pixels.shape[1] - 8 - 2 * (2 * 8 + plots.GAP)
+    assert pixels.shape[0] == 2 * (3 * 8 + 2 * grids.GAP) + 16
+    left = pixels.shape[1] - 8 - 2 * (2 * 8 + grids.GAP)
     for number, grey in enumerate((0, 128, 255)):
-        top = 8 + 2 * number * (8 + plots.GAP)
+        top = 8 + 2 * number * (8 + grids.GAP)
         assert (pixels[top : top + 16, left : left + 16] == grey).all()
         assert (pixels[top : top + 16, left + 20 : left + 36] == grey).all()
         assert pixels[top : top + 16, :left].min() < 100  # the name of the class is written beside it
@@ -402,14 +403,14 @@ def test_the_png_has_the_pixels_twice_as_large_and_the_statement(tmp_path):
 def test_a_grid_can_be_read_back(tmp_path, channels):
     images = torch.randint(0, 256, (12, channels, 8, 6), generator=torch.Generator().manual_seed(0)).float() / 255
     labels = torch.arange(12) % 3
-    path = plots.save_grid_png(tmp_path / "grid.png", images, labels, NAMES, {}, columns=4)
-    grid = plots.read_grid_png(path, (channels, 8, 6), columns=4)
+    path = grids.save_grid_png(tmp_path / "grid.png", images, labels, NAMES, {}, columns=4)
+    grid = grids.read_grid_png(path, (channels, 8, 6), columns=4)
     assert grid.shape == (3, 4, channels, 8, 6)
     for number in range(3):
         assert np.allclose(grid[number], images[labels == number], atol=1e-6)
     for shape, columns in (((channels, 9, 6), 4), ((channels, 8, 6), 40)):
         with pytest.raises(ValueError, match="expected a grid of") as caught:
-            plots.read_grid_png(path, shape, columns)
+            grids.read_grid_png(path, shape, columns)
         assert "\n" not in str(caught.value)
 
 
@@ -419,7 +420,7 @@ def test_a_png_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match=r"cannot write .*grid\.png: No space left on device; free some space"):
-        plots.save_grid_png(tmp_path / "grid.png", *batch(), NAMES, {})
+        grids.save_grid_png(tmp_path / "grid.png", *batch(), NAMES, {})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="not JSON compliant"):
-        plots.save_grid_png(tmp_path / "grid.png", *batch(), NAMES, {"epsilon": math.nan})
+        grids.save_grid_png(tmp_path / "grid.png", *batch(), NAMES, {"epsilon": math.nan})

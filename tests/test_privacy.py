@@ -1,10 +1,10 @@
 """Privacy: accountants against closed forms, integrals and each other; noise, guard, records."""
 
 import copy
-import doctest
 import itertools
 import json
 import math
+import os
 import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,26 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from dpldm import privacy
-from dpldm.privacy import (
-    RELATION,
-    Allowance,
-    Ledger,
-    Mechanism,
-    NoiseSource,
-    PrivacyError,
-    PrivacySpec,
-    PrivateData,
-    calibrate,
-    clip_rows,
-    from_record,
-    gaussian_epsilon,
-    gaussian_mechanism,
-    gaussian_noise_multiplier,
-    split,
-    statement,
-    to_record,
-)
+from dpldm.privacy import accounting, budget
+from dpldm.privacy import statement as privacy_statement
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance, calibrate, split
+from dpldm.privacy.checks import PrivacyError
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import Mechanism, PrivacySpec, gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource, clip_rows, gaussian_mechanism
+from dpldm.privacy.statement import RELATION, from_record, statement, to_record
 
 DELTA = 1e-5
 
@@ -58,10 +47,6 @@ def integrated_delta(noise_multiplier: float, sample_rate: float, epsilon: float
 
 
 # Closed form ---------------------------------------------------------------------------------------------------------
-
-
-def test_doctests():
-    assert doctest.testmod(privacy).failed == 0
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.4, 1.0, 4.0])
@@ -122,9 +107,9 @@ def test_one_subsampled_step_is_the_integral_of_the_privacy_loss(noise_multiplie
 def test_no_accountant_goes_below_the_exact_gaussian(noise_multiplier):
     exact = gaussian_epsilon(noise_multiplier, DELTA)
     parts = ((noise_multiplier, 1.0, 1),)
-    assert exact <= privacy._prv(parts, DELTA) <= 1.01 * exact
-    assert exact <= privacy._pld(parts, DELTA) <= 1.01 * exact
-    assert exact <= privacy._rdp(parts, DELTA)
+    assert exact <= accounting._prv(parts, DELTA) <= 1.01 * exact
+    assert exact <= accounting._pld(parts, DELTA) <= 1.01 * exact
+    assert exact <= accounting._rdp(parts, DELTA)
 
 
 def agree(*parts: tuple, delta: float = DELTA) -> None:
@@ -207,17 +192,17 @@ def test_huge_losses_are_not_understated(noise_multiplier):
 
 @pytest.mark.parametrize("broken", [lambda parts, delta: math.nan, lambda parts, delta: 1 / 0])
 def test_broken_prv_falls_back(monkeypatch, broken):
-    monkeypatch.setattr(privacy, "_prv", broken)
+    monkeypatch.setattr(accounting, "_prv", broken)
     spent = ledger((1.234, 0.1, 10)).spent(3e-5)
-    assert spent == privacy.Spent(ledger((1.234, 0.1, 10)).epsilon(3e-5, "pld"), "pld")
-    privacy._spent.cache_clear()
+    assert spent == accounting.Spent(ledger((1.234, 0.1, 10)).epsilon(3e-5, "pld"), "pld")
+    accounting._spent.cache_clear()
 
 
 def test_gaussians_compose_to_one_gaussian():
     merged = ledger((3.0,), (4.0, 1.0, 2)).epsilon(DELTA)
     assert merged == pytest.approx(gaussian_epsilon(1 / math.sqrt(1 / 9 + 2 / 16), DELTA))
     # dp-accounting composes them one by one
-    assert merged == pytest.approx(privacy._pld(((3.0, 1.0, 1), (4.0, 1.0, 2)), DELTA), rel=0.003)
+    assert merged == pytest.approx(accounting._pld(((3.0, 1.0, 1), (4.0, 1.0, 2)), DELTA), rel=0.003)
 
 
 def test_order_of_composition_does_not_matter():
@@ -464,7 +449,7 @@ def test_seeded_repeats_and_secure_does_not():
 
 @pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
 def test_secure_noise_is_finite_at_both_ends_of_the_generator(monkeypatch, byte):
-    monkeypatch.setattr(privacy.os, "urandom", lambda count: byte * count)
+    monkeypatch.setattr(os, "urandom", lambda count: byte * count)
     noise = NoiseSource.secure()
     assert 16 < abs(noise.normal((1,)).item()) < 17
     assert 0 < noise._uniform(1).item() < 1
@@ -723,13 +708,13 @@ def test_a_ledger_with_a_free_look_becomes_no_record():
 
 
 def test_statement_in_words_has_the_whole_ledger(record):
-    lines = privacy.in_words(record)
+    lines = privacy_statement.in_words(record)
     text, book = "\n".join(lines), from_record(record)
     said = statement(record)
     assert lines[0] == said["claim"]
     for part in (said["relation"], said["sampling"], *said["public"], *said["assumptions"]):
         assert part in text
-    for entry, share in zip(book.mechanisms, privacy.budget_shares(book, DELTA), strict=True):
+    for entry, share in zip(book.mechanisms, budget.budget_shares(book, DELTA), strict=True):
         (line,) = [line for line in lines if f" {entry.name} " in line]
         assert f"{share:.0%}" in line
         assert (
@@ -738,8 +723,8 @@ def test_statement_in_words_has_the_whole_ledger(record):
     for accountant in ("prv", "pld", "rdp"):
         (line,) = [line for line in lines if f"by {accountant.upper()} " in line]
         assert f"{book.epsilon(DELTA, accountant):.4f}" in line
-    assert f"{privacy.replace_one_epsilon(book, DELTA):.4f}" in text
-    assert f"{privacy.with_more_epochs(book, 1).epsilon(DELTA):.4f}" in text
+    assert f"{accounting.replace_one_epsilon(book, DELTA):.4f}" in text
+    assert f"{accounting.with_more_epochs(book, 1).epsilon(DELTA):.4f}" in text
 
 
 # Shares, other neighbours, more epochs -------------------------------------------------------------------------------
@@ -747,7 +732,7 @@ def test_statement_in_words_has_the_whole_ledger(record):
 
 @given(st.lists(st.floats(0.5, 50), min_size=1, max_size=6))
 def test_shares_of_gaussians_are_their_precisions(noise):
-    shares = privacy.budget_shares(ledger(*((value,) for value in noise)), DELTA)
+    shares = budget.budget_shares(ledger(*((value,) for value in noise)), DELTA)
     total = math.fsum(value**-2 for value in noise)
     # where a mechanism alone already has ε = 0 at this δ, nothing is left to compare
     expected = [value**-2 / total for value in noise]
@@ -759,17 +744,17 @@ def test_shares_of_gaussians_are_their_precisions(noise):
 def test_shares_of_a_subsampled_mechanism_are_those_of_the_gaussian_with_its_epsilon():
     sgd = mechanism(1.5, 0.1, 100)
     alike = mechanism(gaussian_noise_multiplier(Ledger([sgd]).epsilon(DELTA), DELTA))
-    assert privacy.budget_shares(Ledger([sgd, alike]), DELTA) == pytest.approx([0.5, 0.5], rel=1e-6)
+    assert budget.budget_shares(Ledger([sgd, alike]), DELTA) == pytest.approx([0.5, 0.5], rel=1e-6)
     with pytest.raises(PrivacyError, match="mechanisms with noise"):
-        privacy.budget_shares(ledger((0.0,)), DELTA)
+        budget.budget_shares(ledger((0.0,)), DELTA)
     with pytest.raises(PrivacyError, match="mechanisms with noise"):
-        privacy.budget_shares(Ledger(), DELTA)
+        budget.budget_shares(Ledger(), DELTA)
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.5, 2.0, 10.0])
 def test_replacing_an_image_costs_at_least_the_exact_answer_for_one_sum(noise_multiplier):
     """Two clipped vectors lie up to twice the sensitivity apart: half the noise multiplier, exactly."""
-    found = privacy.replace_one_epsilon(ledger((noise_multiplier,)), DELTA)
+    found = accounting.replace_one_epsilon(ledger((noise_multiplier,)), DELTA)
     exact = gaussian_epsilon(noise_multiplier / 2, DELTA)
     assert exact <= found <= 2.5 * exact
     # the two steps it is made of: at ε/2 the δ' leaves room for the factor 1 + e^ε
@@ -778,18 +763,19 @@ def test_replacing_an_image_costs_at_least_the_exact_answer_for_one_sum(noise_mu
 
 
 def test_replacing_an_image_after_a_noiseless_mechanism_is_not_bounded():
-    assert privacy.replace_one_epsilon(ledger((0.0,)), DELTA) == math.inf
-    assert privacy.replace_one_epsilon(Ledger(), DELTA) == 0.0
+    assert accounting.replace_one_epsilon(ledger((0.0,)), DELTA) == math.inf
+    assert accounting.replace_one_epsilon(Ledger(), DELTA) == 0.0
 
 
 def test_more_epochs_are_more_steps_of_the_last_subsampled_mechanism():
     book = ledger((5.0,), (2.0, 0.3, 7), (1.5, 0.1, 50), (9.0,))
     assert (
-        privacy.with_more_epochs(book, 2).mechanisms == ledger((5.0,), (2.0, 0.3, 7), (1.5, 0.1, 70), (9.0,)).mechanisms
+        accounting.with_more_epochs(book, 2).mechanisms
+        == ledger((5.0,), (2.0, 0.3, 7), (1.5, 0.1, 70), (9.0,)).mechanisms
     )
     assert book.mechanisms[2].steps == 50
     with pytest.raises(PrivacyError, match="no epochs"):
-        privacy.with_more_epochs(ledger((5.0,)), 1)
+        accounting.with_more_epochs(ledger((5.0,)), 1)
 
 
 @pytest.mark.parametrize(
@@ -831,8 +817,8 @@ def test_budgets_beyond_the_accountants_are_refused_in_plain_words(asked, messag
 def test_pld_agrees_with_what_records_of_many_small_steps_claim(path: Path) -> None:
     """At dp-accounting's own interval it gives 0.203 for them; the one that is used is named where ε is shown."""
     record = json.loads(path.read_text())["privacy"]
-    book = privacy.from_record(record)
+    book = privacy_statement.from_record(record)
     assert book.epsilon(record["delta"], "pld") == pytest.approx(record["epsilon_target"], rel=1e-3)
     interval = book.pld_interval(record["delta"])
     assert interval < 1e-4 / 10
-    assert any("PLD" in line and f"in steps of {interval:.2g}" in line for line in privacy.in_words(record))
+    assert any("PLD" in line and f"in steps of {interval:.2g}" in line for line in privacy_statement.in_words(record))

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dpldm import publishing, results
-from dpldm.book import ROOT
-from dpldm.publishing import PublishingError, objection, publish
+from dpldm.book.notebooks import ROOT
+from dpldm.records import files, publishing
+from dpldm.records.publishing import PublishingError, objection, publish
 
 COMMITTED = sorted((ROOT / "book" / "records").glob("*-dpldm-*.json"))[0]
 
 
 def own(secure: bool = True, scored: bool = False, private: bool = True) -> dict:
-    record = copy.deepcopy(results.read(COMMITTED))
+    record = copy.deepcopy(files.read(COMMITTED))
     record["dataset"] = "own-pets"
     record["settings"]["secure_mode"] = record["privacy"]["secure_mode"] = secure
     if not scored:
@@ -28,13 +28,13 @@ def test_a_record_and_its_grid_are_copied_byte_by_byte(tmp_path: Path) -> None:
     made = publish(COMMITTED, tmp_path / "book")
     for file in (COMMITTED, COMMITTED.with_suffix(".png")):
         assert (tmp_path / "book" / file.name).read_bytes() == file.read_bytes()
-    assert results.read_all(tmp_path / "book") == [results.read(made)]
+    assert files.read_all(tmp_path / "book") == [files.read(made)]
 
 
 @pytest.mark.parametrize(
     ("record", "own_data", "message"),
     [
-        (results.read(COMMITTED) | {"profile": "smoke"}, True, "its numbers mean nothing"),
+        (files.read(COMMITTED) | {"profile": "smoke"}, True, "its numbers mean nothing"),
         (own(), False, "add --own-data"),
         (own(private=False), True, "not private"),
         (own(secure=False), True, "make it with --secure"),
@@ -46,15 +46,15 @@ def test_what_does_not_belong_in_the_book_is_refused(record: dict, own_data: boo
 
 
 def test_what_belongs_there_is_not() -> None:
-    assert objection(results.read(COMMITTED)) is None
+    assert objection(files.read(COMMITTED)) is None
     assert objection(own(), own_data=True) is None
 
 
 def test_nothing_is_copied_of_what_is_refused(tmp_path: Path) -> None:
-    smoke = results.write(results.read(COMMITTED) | {"profile": "smoke"}, tmp_path)
+    smoke = files.write(files.read(COMMITTED) | {"profile": "smoke"}, tmp_path)
     with pytest.raises(PublishingError, match=r"smoke-seed.* is not published"):
         publish(smoke, tmp_path / "book")
-    lone = results.write(results.read(COMMITTED), tmp_path)
+    lone = files.write(files.read(COMMITTED), tmp_path)
     with pytest.raises(PublishingError, match="a sample grid"):
         publish(lone, tmp_path / "book")
     renamed = tmp_path / "better.json"
@@ -65,5 +65,5 @@ def test_nothing_is_copied_of_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_smoke_run_is_published() -> None:
-    for record in results.read_all(ROOT / "book" / "records"):
+    for record in files.read_all(ROOT / "book" / "records"):
         assert objection(record) is None

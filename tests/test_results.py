@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm import data, results
-from dpldm.results import RecordError, StageFolder
+from dpldm.data import own
+from dpldm.records import environment, files, schema, tables
+from dpldm.records.images import load_images, save_images
+from dpldm.records.names import _DEFINING, record_name
+from dpldm.records.schema import RecordError
+from dpldm.records.stages import StageFolder
 
 
 def mechanism(name="train", noise_multiplier=2.0):
@@ -66,14 +70,14 @@ def changed(path, value):
 
 
 def test_the_example_is_a_record_and_so_is_a_run_without_privacy():
-    results.validate(record())
-    results.validate(record(epsilon=None))
+    schema.validate(record())
+    schema.validate(record(epsilon=None))
 
 
 @pytest.mark.parametrize("key", list(record()))
 def test_a_missing_key_is_named(key):
     with pytest.raises(RecordError, match=f"^{key}: expected .*, got nothing$"):
-        results.validate(changed([key], KeyError))
+        schema.validate(changed([key], KeyError))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_a_missing_key_is_named(key):
 )
 def test_each_violation_is_named_in_one_line_and_nothing_is_written(tmp_path, path, value, message):
     with pytest.raises(RecordError, match=message) as caught:
-        results.write(changed(path, value), tmp_path)
+        files.write(changed(path, value), tmp_path)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("record not written: ")
     assert list(tmp_path.iterdir()) == []
@@ -140,17 +144,17 @@ def test_the_name_is_stable_and_says_what_was_run():
         '"seed":0,"settings":{"latent_dimensions":48,"sampler":{"name":"heun","steps":30}}}'
     )
     expected = hashlib.sha256(canonical.encode()).hexdigest()[:8]
-    assert results.record_name(record()) == f"mnist-dpldm-eps10-quick-seed0-{expected}.json"
+    assert record_name(record()) == f"mnist-dpldm-eps10-quick-seed0-{expected}.json"
 
 
 def test_the_name_does_not_depend_on_results_spelling_or_order():
-    name = results.record_name(record())
+    name = record_name(record())
     other = record(cnn=(0.1,), fid=None, commit="f" * 40, device="elsewhere", epsilon=10)
     other["settings"] = {"sampler": {"steps": 30.0, "name": "heun"}, "latent_dimensions": 48.0}
-    assert results.record_name(dict(reversed(other.items()))) == name
-    description = {key: record()[key] for key in results._DEFINING}
+    assert record_name(dict(reversed(other.items()))) == name
+    description = {key: record()[key] for key in _DEFINING}
     description["privacy"] = {"epsilon_target": 10, "delta": 1e-5}
-    assert results.record_name(description) == name
+    assert record_name(description) == name
 
 
 def test_whatever_defines_the_run_changes_the_name():
@@ -159,7 +163,7 @@ def test_whatever_defines_the_run_changes_the_name():
         record(dataset="fashion_mnist"), record(profile="paper"), record(public_data="procedural"),
         record(settings={}), record(data_sha256={"train-images": "b" * 64}), changed(["privacy", "delta"], 1e-6),
     ]  # fmt: skip
-    names = [results.record_name(one) for one in changes]
+    names = [record_name(one) for one in changes]
     assert len({name[-13:-5] for name in names}) == len(changes)
     assert [name.split("-")[2] for name in names[2:4]] == ["eps0.2", "epsnone"]
 
@@ -167,11 +171,11 @@ def test_whatever_defines_the_run_changes_the_name():
 def test_a_run_by_noise_multiplier_is_named_by_it():
     asked = record()
     asked["privacy"] |= {"epsilon_target": None, "noise_multiplier": 1.5}
-    results.validate(asked)
-    assert "-eps_of_noise1.5-" in results.record_name(asked)
+    schema.validate(asked)
+    assert "-eps_of_noise1.5-" in record_name(asked)
     asked["privacy"]["epsilon_target"] = 10.0
     with pytest.raises(RecordError, match="where epsilon_target is null"):
-        results.record_name(asked)
+        record_name(asked)
 
 
 # --- there and back ---
@@ -179,24 +183,24 @@ def test_a_run_by_noise_multiplier_is_named_by_it():
 
 def test_a_record_comes_back_and_is_found(tmp_path):
     made = record(settings={"name": "naïve ε", "widths": (64, 32)})
-    path = results.write(made, tmp_path / "new" / "records")
-    assert path.name == results.record_name(made)
-    back = results.read(path)
+    path = files.write(made, tmp_path / "new" / "records")
+    assert path.name == record_name(made)
+    back = files.read(path)
     assert back == made | {"settings": {"name": "naïve ε", "widths": [64, 32]}}
-    assert list(back) == list(results._RECORD)
-    assert results.find(path.parent, made) == path
-    assert results.find(path.parent, record(seed=5)) is None
-    assert results.find(tmp_path / "nowhere", made) is None
+    assert list(back) == list(schema.RECORD)
+    assert files.find(path.parent, made) == path
+    assert files.find(path.parent, record(seed=5)) is None
+    assert files.find(tmp_path / "nowhere", made) is None
     before = path.read_bytes()
-    results.write(dict(reversed(made.items())), path.parent)
+    files.write(dict(reversed(made.items())), path.parent)
     assert path.read_bytes() == before
 
 
 def test_all_records_are_read_in_order(tmp_path):
     for seed in (2, 0, 1):
-        results.write(record(seed=seed), tmp_path)
-    assert [one["seed"] for one in results.read_all(tmp_path)] == [0, 1, 2]
-    assert results.read_all(tmp_path / "nowhere") == []
+        files.write(record(seed=seed), tmp_path)
+    assert [one["seed"] for one in files.read_all(tmp_path)] == [0, 1, 2]
+    assert files.read_all(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_all_records_are_read_in_order(tmp_path):
 def test_a_corrupt_record_is_named(tmp_path, content):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
-    for reading in (lambda: results.read(path), lambda: results.read_all(tmp_path)):
+    for reading in (lambda: files.read(path), lambda: files.read_all(tmp_path)):
         with pytest.raises(RecordError, match="expected") as caught:
             reading()
         assert str(path) in str(caught.value)
@@ -220,15 +224,15 @@ def test_a_corrupt_record_is_named(tmp_path, content):
 
 
 def test_a_record_under_another_name_is_not_counted_twice(tmp_path):
-    path = results.write(record(), tmp_path)
+    path = files.write(record(), tmp_path)
     (tmp_path / "copy.json").write_bytes(path.read_bytes())
     with pytest.raises(RecordError, match=r"copy\.json: expected the name mnist-dpldm"):
-        results.read_all(tmp_path)
+        files.read_all(tmp_path)
 
 
 def test_a_missing_record_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
-        results.read(tmp_path / "none.json")
+        files.read(tmp_path / "none.json")
 
 
 # --- failures while writing ---
@@ -246,7 +250,7 @@ def largest_file(size):
 
 
 def write_record(folder):
-    return results.write(record(fid=99.0), folder)
+    return files.write(record(fid=99.0), folder)
 
 
 def write_stage(folder):
@@ -255,7 +259,7 @@ def write_stage(folder):
 
 def write_images(folder):
     noise = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    return results.save_images(folder / "images.npz", noise, torch.zeros(50, dtype=torch.int64), {"epsilon": 1})
+    return save_images(folder / "images.npz", noise, torch.zeros(50, dtype=torch.int64), {"epsilon": 1})
 
 
 WRITERS = [write_record, write_stage, write_images]
@@ -295,19 +299,19 @@ def test_a_folder_that_is_a_file_is_an_oserror(tmp_path, writer):
 
 
 def test_check_writable(tmp_path, monkeypatch):
-    results.check_writable(tmp_path / "new")
+    files.check_writable(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match=r"expected a folder that takes new files .*Errno"):
-        results.check_writable(tmp_path / "file")
+        files.check_writable(tmp_path / "file")
     with pytest.raises(OSError, match=r"expected 1,000,000,000,000 MB of room, found .* MB; free"):
-        results.check_writable(tmp_path, free_bytes=10**18)
+        files.check_writable(tmp_path, free_bytes=10**18)
     with largest_file(100), pytest.raises(OSError, match="expected a folder that takes"):
-        results.check_writable(tmp_path)
+        files.check_writable(tmp_path)
     if os.geteuid() != 0:
         (tmp_path / "new").chmod(0o500)
         with pytest.raises(OSError, match="cannot write into"):
-            results.check_writable(tmp_path / "new")
+            files.check_writable(tmp_path / "new")
 
 
 # --- tables ---
@@ -315,7 +319,7 @@ def test_check_writable(tmp_path, monkeypatch):
 
 def test_the_table_has_the_numbers_worked_out_by_hand():
     records = [record(seed=1, cnn=(0.90, 0.98), fid=10.0), record(seed=0, cnn=(0.94,), fid=13.0)]
-    (row,) = results.table(records).to_dict("records")
+    (row,) = tables.table(records).to_dict("records")
     assert (row["seeds"], row["epsilon"], row["epsilon_spent"], row["delta"]) == (2, 10.0, pytest.approx(9.9), 1e-5)
     assert row["cnn_values"] == (0.94, 0.90, 0.98)  # every one, in the order of the synthesis seeds
     assert row["cnn"] == pytest.approx(0.94)
@@ -326,12 +330,12 @@ def test_the_table_has_the_numbers_worked_out_by_hand():
     assert math.isnan(row["fid_inception"])
     assert row["fid_inception_values"] == ()
     assert row["seconds"] == 164.5
-    assert row["records"] == tuple(results.record_name(one) for one in reversed(records))
+    assert row["records"] == tuple(record_name(one) for one in reversed(records))
 
 
 def test_the_summary_keeps_every_value():
     records = [record(seed=seed, cnn=(0.5 + seed / 10,)) for seed in range(3)]
-    long = results.summary(records)
+    long = tables.summary(records)
     row = long[long["score"] == "cnn"].iloc[0]
     assert (row["n"], row["min"], row["mean"], row["max"]) == (3, 0.5, pytest.approx(0.6), 0.7)
     assert row["standard_deviation"] == pytest.approx(0.1)
@@ -340,53 +344,53 @@ def test_the_summary_keeps_every_value():
 
 
 def test_one_value_has_no_spread():
-    row = results.table([record(cnn=(0.9,))]).iloc[0]
+    row = tables.table([record(cnn=(0.9,))]).iloc[0]
     assert math.isnan(row["cnn_spread"])
 
 
 def test_different_settings_are_never_averaged():
-    frame = results.table([record(), record(settings={"latent_dimensions": 32}), record(epsilon=1.0), record(seed=3)])
+    frame = tables.table([record(), record(settings={"latent_dimensions": 32}), record(epsilon=1.0), record(seed=3)])
     assert sorted(frame["seeds"]) == [1, 1, 2]
     assert frame["variant"].nunique() == 3
     assert list(frame["epsilon"]) == [1.0, 10.0, 10.0]
 
 
 def test_runs_without_privacy_have_infinite_epsilon():
-    row = results.table([record(epsilon=None, method="real")]).iloc[0]
+    row = tables.table([record(epsilon=None, method="real")]).iloc[0]
     assert math.isinf(row["epsilon"])
     assert math.isinf(row["epsilon_spent"])
 
 
 def test_the_text_is_aligned_rounded_and_names_its_records():
     records = [record(), record(seed=1, cnn=(0.91,)), record(epsilon=None, method="real", dataset="数据")]
-    text = results.to_text(results.table(records))
+    text = tables.to_text(tables.table(records))
     header, *rows = text.splitlines()[:3]
     assert "94.0 ± 2.2" in text  # mean and standard deviation of 94, 95, 96, 91
     assert "2 min 44 s" in text
-    assert len({results._width(line) for line in (header, *rows)}) == 1
+    assert len({tables._width(line) for line in (header, *rows)}) == 1
     for one in records:
-        assert results.record_name(one) in text
+        assert record_name(one) in text
     assert "Inception" not in text  # measured by none of them
-    assert results.to_text(results.table([])) == "No records yet."
+    assert tables.to_text(tables.table([])) == "No records yet."
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (164.5, "2 min 44 s"), (7260, "2 h 01 min")]
 )
 def test_durations(seconds, text):
-    assert results.duration(seconds) == text
+    assert tables.duration(seconds) == text
 
 
 # --- the environment ---
 
 
 def test_the_environment_is_named():
-    facts = results.environment_facts()
+    facts = environment.environment_facts()
     assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert facts["device"].startswith("cpu: ")
     assert "core" in facts["device"]
     assert facts["commit"]
-    results.validate(record(**facts))
+    schema.validate(record(**facts))
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path):
@@ -395,20 +399,20 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
         command = ("git", "-C", str(tmp_path), *identity, "-c", f"core.hooksPath={tmp_path}", *arguments)
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert results._commit(tmp_path) is None
+    assert environment._commit(tmp_path) is None
     git("init", "-q")
-    assert results._commit(tmp_path) is None  # no commit yet
+    assert environment._commit(tmp_path) is None  # no commit yet
     (tmp_path / "dpldm").mkdir()
     (tmp_path / "dpldm" / "a.py").write_text("1")
     git("add", "dpldm")
     git("commit", "-q", "-m", "one")
     commit = git("rev-parse", "HEAD")
-    assert results._commit(tmp_path) == commit
+    assert environment._commit(tmp_path) == commit
     (tmp_path / "record.json").write_text("{}")
-    assert results._commit(tmp_path) == commit
-    assert results._commit(tmp_path / "dpldm") is None  # installed somewhere inside another repository
+    assert environment._commit(tmp_path) == commit
+    assert environment._commit(tmp_path / "dpldm") is None  # installed somewhere inside another repository
     (tmp_path / "dpldm" / "b.py").write_text("2")
-    assert results._commit(tmp_path) == f"{commit}-dirty"
+    assert environment._commit(tmp_path) == f"{commit}-dirty"
 
 
 # --- stages ---
@@ -476,13 +480,13 @@ def test_images_come_back_within_half_a_grey_level(tmp_path, channels):
     images = torch.rand(7, channels, 5, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(7) % 3
     statement = {"epsilon": 10.0, "delta": 1e-5, "relation": "add or remove one image"}
-    path = results.save_images(tmp_path / "s.npz", images, labels, statement)
+    path = save_images(tmp_path / "s.npz", images, labels, statement)
     with np.load(path, allow_pickle=False) as archive:
         assert archive["images"].dtype == np.uint8
         assert archive["images"].shape == ((7, 5, 5) if channels == 1 else (7, 5, 5, 3))
         assert archive["labels"].dtype == np.int64
         assert json.loads(str(archive["privacy"])) == statement
-    back, classes, said = results.load_images(path)
+    back, classes, said = load_images(path)
     assert back.shape == images.shape
     assert back.dtype == torch.float32
     assert (back - images).abs().max() <= 0.5 / 255 + 1e-7
@@ -509,13 +513,13 @@ def test_images_come_back_within_half_a_grey_level(tmp_path, channels):
 )
 def test_wrong_images_are_refused(tmp_path, images, labels, message):
     with pytest.raises(RecordError, match=message):
-        results.save_images(tmp_path / "s.npz", images, labels, {})
+        save_images(tmp_path / "s.npz", images, labels, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_ending_is_refused(tmp_path):
     with pytest.raises(RecordError, match=r"ends in \.npz"):
-        results.save_images(tmp_path / "s.png", torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64), {})
+        save_images(tmp_path / "s.png", torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64), {})
 
 
 def foreign_archives(folder):
@@ -541,11 +545,11 @@ def test_foreign_archives_are_refused_in_one_line(tmp_path):
     assert len(paths) == 10
     for path in paths:
         with pytest.raises(RecordError, match="expected") as caught:
-            results.load_images(path)
+            load_images(path)
         assert str(caught.value).startswith(f"{path}: ")
         assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
-        results.load_images(tmp_path / "none.npz")
+        load_images(tmp_path / "none.npz")
 
 
 class Intruder:
@@ -562,7 +566,7 @@ def test_reading_images_executes_no_code(tmp_path):
     images = np.zeros((1, 4, 4), np.uint8)
     np.savez(tmp_path / "s.npz", images=images, labels=np.array([Intruder(tmp_path / "ran")], dtype=object))
     with pytest.raises(RecordError, match="Object arrays cannot be loaded"):
-        results.load_images(tmp_path / "s.npz")
+        load_images(tmp_path / "s.npz")
     assert not (tmp_path / "ran").exists()
     np.load(tmp_path / "s.npz", allow_pickle=True)["labels"]
     assert (tmp_path / "ran").exists()  # it would have
@@ -570,7 +574,7 @@ def test_reading_images_executes_no_code(tmp_path):
 
 def test_images_of_others_without_a_statement_load(tmp_path):
     np.savez(tmp_path / "own.npz", images=np.full((2, 4, 4), 255, np.uint8), labels=np.array([0, 1], np.uint8))
-    images, labels, statement = results.load_images(tmp_path / "own.npz")
+    images, labels, statement = load_images(tmp_path / "own.npz")
     assert images.shape == (2, 1, 4, 4)
     assert images.min() == 1
     assert labels.tolist() == [0, 1]
@@ -587,21 +591,21 @@ def test_secure_noise_is_stated_as_the_settings_have_it(tmp_path):
         with pytest.raises(
             RecordError, match=f"privacy.secure_mode: expected {asked} as in the settings, got {stated}"
         ):
-            results.write(edited, tmp_path)
+            files.write(edited, tmp_path)
     agreed = record(settings={"secure_mode": True})
     agreed["privacy"]["secure_mode"] = True
-    assert results.read(results.write(agreed, tmp_path)) == agreed
+    assert files.read(files.write(agreed, tmp_path)) == agreed
 
 
 def test_an_edited_epsilon_is_refused_wherever_records_are_read(tmp_path):
-    path = results.write(record(), tmp_path)
+    path = files.write(record(), tmp_path)
     edited = json.loads(path.read_text())
     edited["privacy"]["epsilon"] = 0.1
     path.write_text(json.dumps(edited))
     for read in (
-        lambda: results.read(path),
-        lambda: results.read_all(tmp_path),
-        lambda: results.find(tmp_path, edited),
+        lambda: files.read(path),
+        lambda: files.read_all(tmp_path),
+        lambda: files.find(tmp_path, edited),
     ):
         with pytest.raises(RecordError, match=r"claims epsilon=0\.1, but its mechanisms spend"):
             read()
@@ -621,42 +625,42 @@ def test_a_number_of_400_digits_is_refused(tmp_path, path):
     file = tmp_path / "long.json"
     file.write_text(json.dumps(changed(path, 10**400)))
     with pytest.raises(RecordError, match=r"expected .*, got 1000.*\.\.\."):
-        results.read(file)
+        files.read(file)
 
 
 def test_hidden_files_are_passed_over(tmp_path):
-    path = results.write(record(), tmp_path)
+    path = files.write(record(), tmp_path)
     (tmp_path / f"._{path.name}").write_bytes(b"\0\5\x16\7")  # as macOS leaves them on foreign disks
     (tmp_path / "._x.json").write_text("{")
-    assert len(results.read_all(tmp_path)) == 1
+    assert len(files.read_all(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(("epsilon", "shown"), [(1000.0, "1000"), (0.2, "0.2"), (12345.0, "12300"), (10.0, "10")])
 def test_epsilon_is_written_out(epsilon, shown):
-    line = results.to_text(results.table([record(epsilon=epsilon)])).splitlines()[1]
+    line = tables.to_text(tables.table([record(epsilon=epsilon)])).splitlines()[1]
     assert line.split()[3] == shown
 
 
 def test_images_carry_the_names_of_their_classes(tmp_path):
     images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 3
-    path = results.save_images(tmp_path / "s.npz", images, labels, {}, ("cat", "Hündin", "猫"))
-    assert data.load_own(path).class_names == ("cat", "Hündin", "猫")
-    assert torch.equal(results.load_images(path)[1], labels)
-    plain = results.save_images(tmp_path / "p.npz", images, labels, {})  # as older versions wrote it
-    assert data.load_own(plain).class_names == ("0", "1", "2")
-    assert torch.equal(results.load_images(plain)[0], results.load_images(path)[0])
+    path = save_images(tmp_path / "s.npz", images, labels, {}, ("cat", "Hündin", "猫"))
+    assert own.load_own(path).class_names == ("cat", "Hündin", "猫")
+    assert torch.equal(load_images(path)[1], labels)
+    plain = save_images(tmp_path / "p.npz", images, labels, {})  # as older versions wrote it
+    assert own.load_own(plain).class_names == ("0", "1", "2")
+    assert torch.equal(load_images(plain)[0], load_images(path)[0])
 
 
 @pytest.mark.parametrize("name", ["own-été", "own-猫の絵", "own-हिन्दी"])
 def test_names_of_any_script_are_names(tmp_path, name):
-    path = results.write(record(dataset=name), tmp_path)
+    path = files.write(record(dataset=name), tmp_path)
     assert path.name.startswith(f"{name}-dpldm-")
-    assert results.read_all(tmp_path)[0]["dataset"] == name
+    assert files.read_all(tmp_path)[0]["dataset"] == name
 
 
 def test_more_images_than_the_memory_holds_are_refused_at_once():
     with pytest.raises(
         RecordError, match=r"expected at most [\d,]+ images, which fit the memory here, got 1,000,000,0"
     ):
-        results.check_memory(10**9, (1, 28, 28))
-    results.check_memory(60_000, (1, 28, 28))
+        files.check_memory(10**9, (1, 28, 28))
+    files.check_memory(60_000, (1, 28, 28))

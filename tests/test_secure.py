@@ -10,19 +10,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpldm import experiment, methods, privacy, recipes, results
-from dpldm.experiment import Experiment, ExperimentError, Folders, Progress, run
-from dpldm.privacy import NoiseSource, Release, watched
-from dpldm.selection import SelectionSettings
-from dpldm.settings import SynthesisSettings
-from dpldm.transport import TransportSettings
+from dpldm import methods, recipes
+from dpldm.method.classifier import SelectionSettings
+from dpldm.method.edge_transport import TransportSettings
+from dpldm.method.settings import SynthesisSettings
+from dpldm.privacy import accounting, mechanisms
+from dpldm.privacy import statement as privacy_statement
+from dpldm.privacy.noise import NoiseSource, Release, watched
+from dpldm.records import environment, names, stages
+from dpldm.records.files import read
+from dpldm.records.images import load_images
+from dpldm.runs import experiment, words
+from dpldm.runs.experiment import Experiment, ExperimentError, Folders, Progress
+from dpldm.runs.job import prepare
+from dpldm.runs.run import run
+from dpldm.runs.saved import load_synthesizer
 
 PRIVATE = [name for name, method in methods.METHODS.items() if method.private]
 
 
 @pytest.fixture(autouse=True)
 def _one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "_commit", lambda root: "0" * 40)
+    monkeypatch.setattr(environment, "_commit", lambda root: "0" * 40)
 
 
 def store(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
@@ -65,7 +74,7 @@ def folders_in(place: Path) -> Folders:
 def made(asked: Experiment, place: Path, force: bool = False) -> Path:
     """The folder of a run."""
     record = run(asked, folders_in(place), force=force)
-    return place / "runs" / Path(results.record_name(record)).stem
+    return place / "runs" / Path(names.record_name(record)).stem
 
 
 # --- nothing outside a mechanism --------------------------------------------------------------------------------------
@@ -94,12 +103,12 @@ def test_muted_secure_runs_of_two_files_give_the_same_bytes(method: str, tmp_pat
     other = np.random.default_rng(5).integers(0, 256, images.shape, dtype=np.uint8), np.sort(labels)[::-1]
     files = [store(tmp_path / name / "own.npz", *data) for name, data in (("a", (images, labels)), ("b", other))]
     first, second = (made(described(file, method), file.parent) for file in files)
-    (tensors, facts), (others, other_facts) = (results.StageFolder(one).load("synthesizer") for one in (first, second))
+    (tensors, facts), (others, other_facts) = (stages.StageFolder(one).load("synthesizer") for one in (first, second))
     assert facts == other_facts
     assert tensors.keys() == others.keys()
     assert all(torch.equal(value, others[name]) for name, value in tensors.items())
     assert (first / "synthetic.npz").read_bytes() == (second / "synthetic.npz").read_bytes()
-    records = [results.read(folder.parents[1] / "records" / f"{folder.name}.json") for folder in (first, second)]
+    records = [read(folder.parents[1] / "records" / f"{folder.name}.json") for folder in (first, second)]
     keyed = [record.pop("data_sha256") for record in records]
     assert all(record.pop("seconds") for record in records)
     assert records[0] == records[1]
@@ -171,7 +180,7 @@ def test_a_seeded_run_of_other_data_still_shares_no_noise_and_says_whom_it_prote
     asked = replace(asked, method="class-gaussian", settings=small("class-gaussian"))
     record = run(asked, folders_in(tmp_path), Lines())
     assert any("protects nobody" in line and "32 bits" in line and "--secure" in line for line in said)
-    assert "protects nobody" in " ".join(experiment.statement(record["privacy"], record["dataset"])["assumptions"])
+    assert "protects nobody" in " ".join(words.statement(record["privacy"], record["dataset"])["assumptions"])
 
 
 def test_seeds_of_seeded_runs_are_what_they_were() -> None:
@@ -192,7 +201,7 @@ def test_one_image_fewer_takes_one_image_away(tmp_path: Path) -> None:
     sets = []
     for name, keep in (("all", np.arange(2_100)), ("less", np.delete(np.arange(2_100), 700))):
         file = store(tmp_path / f"{name}.npz", images[keep], labels[keep])
-        job = experiment._prepare(described(file, "class-gaussian"), folders_in(tmp_path))
+        job = prepare(described(file, "class-gaussian"), folders_in(tmp_path))
         assert job.description["settings"]["limit"] is None
         sets.append({picture.numpy().tobytes() for picture in job.train.images})
     assert len(sets[0] - sets[1]) == 1
@@ -234,7 +243,7 @@ def all_stages_deleted(asked: Experiment, folder: Path, monkeypatch: pytest.Monk
 
 
 def outdated(asked: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(results, "_commit", lambda root: "1" * 40)
+    monkeypatch.setattr(environment, "_commit", lambda root: "1" * 40)
     return False
 
 
@@ -288,13 +297,13 @@ def test_what_costs_nothing_is_done_again(file: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_statement_says_whether_settings_saw_the_images(dataset: str | None, said: str) -> None:
-    ledger = privacy.Ledger([privacy.Mechanism("sums", "diffusion", 2.0)])
-    record = privacy.to_record(privacy.PrivacySpec(epsilon=10.0), ledger)
-    assert said in experiment.statement(record, dataset)["assumptions"][-1]
+    ledger = accounting.Ledger([mechanisms.Mechanism("sums", "diffusion", 2.0)])
+    record = privacy_statement.to_record(mechanisms.PrivacySpec(epsilon=10.0), ledger)
+    assert said in words.statement(record, dataset)["assumptions"][-1]
 
 
 def test_model_and_images_carry_the_statement_of_their_data(file: Path, tmp_path: Path) -> None:
     folder = made(described(file, "class-gaussian"), tmp_path)
-    saved = experiment.load_synthesizer(folder / "synthesizer.safetensors")
+    saved = load_synthesizer(folder / "synthesizer.safetensors")
     assert saved.dataset == "own-own"
-    assert results.load_images(folder / "synthetic.npz")[2] == saved.statement
+    assert load_images(folder / "synthetic.npz")[2] == saved.statement

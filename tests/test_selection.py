@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 from stripes import stripes
 
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier, watched
-from dpldm.selection import SelectionSettings, Selector, drawn_again
+from dpldm.method.classifier import SelectionSettings, Selector, drawn_again
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource, watched
 
 TINY = SelectionSettings(images=200, dim=40, steps=12, learning_rate=20.0)
 ALLOWANCE = Allowance(gaussian_noise_multiplier(5.0, 1e-5), 1e-5)

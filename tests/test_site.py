@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 
-from dpldm import book
+from dpldm.book import notebooks
 
 AXE = Path(__file__).resolve().parent / "vendor" / "axe.min.js"
 FLAGS = (
@@ -272,7 +272,7 @@ def test_no_page_names_the_machine(site):
     """Neither the folder it was built in nor a service that is not used."""
     for file in [*site.rglob("*.html"), site / "searchindex.js"]:
         text = file.read_text(encoding="utf-8")
-        for word in (str(Path.home()) + os.sep, str(book.ROOT), "unpkg.com", "cdn.jsdelivr", "cdnjs"):
+        for word in (str(Path.home()) + os.sep, str(notebooks.ROOT), "unpkg.com", "cdn.jsdelivr", "cdnjs"):
             assert word == "/" or word not in text, f"{file.relative_to(site)}: {word}"
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from dpldm import book, plots, results, slider
+from dpldm.book import notebooks, slider, style
+from dpldm.records import files
 
-RECORDS = book.ROOT / "book" / "records"
+RECORDS = notebooks.ROOT / "book" / "records"
 
 
-@pytest.mark.parametrize("dataset", list(plots.DATASETS))
+@pytest.mark.parametrize("dataset", list(style.DATASETS))
 def test_every_epsilon_has_its_scores_and_its_picture(dataset):
-    runs = slider.runs_by_epsilon(results.read_all(RECORDS), dataset)
+    runs = slider.runs_by_epsilon(files.read_all(RECORDS), dataset)
     page = BeautifulSoup(slider.as_html(runs, RECORDS, 1.2), "html.parser")
     sections = page.find_all("section")
     assert [float(section["data-epsilon"]) for section in sections] == sorted(runs)
@@ -34,7 +35,7 @@ def test_without_runs_there_is_no_slider():
 
 def test_a_variant_is_not_taken_for_another_seed():
     """Neither one that learned from public images nor one whose settings alone are others."""
-    committed = results.read_all(RECORDS)
+    committed = files.read_all(RECORDS)
     (ours,) = slider.runs_by_epsilon([one for one in committed if one["seed"] == 0], "mnist")[10.0]
     other = {**ours, "settings": ours["settings"] | {"n_synthetic": 10}}
     assert slider.runs_by_epsilon([ours, other], "mnist") == {10.0: [ours]}

@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from dpldm import audit, experiment, methods, plots
-from dpldm.experiment import Experiment, Folders, from_json
-from dpldm.privacy import Allowance, Ledger, Mechanism, PrivacySpec, PrivateData, budget_shares, from_record, release
-from dpldm.settings import SynthesisSettings, smoke
-from dpldm.synthesis import LatentDiffusion
+from dpldm import (
+    methods,
+)
+from dpldm.audit import evidence, method
+from dpldm.book import charts
+from dpldm.method.settings import SynthesisSettings, smoke
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance, budget_shares
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import Mechanism, PrivacySpec
+from dpldm.privacy.noise import release
+from dpldm.privacy.statement import from_record
+from dpldm.records.settings import from_json
+from dpldm.runs import experiment, run
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.saved import load_synthesizer
 
 RECORDS = sorted(Path("book/records").glob("*-dpldm-*.json"))
 WITH_A_PLAN = {json.dumps(json.loads(path.read_text())["settings"]["synthesis"]): path for path in RECORDS}
@@ -85,7 +97,7 @@ def test_a_sixth_stage_is_planned_charged_shown_saved_and_resumed(
     folders, told = Folders(tmp_path / "records", tmp_path / "runs"), []
     progress = experiment.Progress()
     monkeypatch.setattr(progress, "track", lambda stage, share: told.append(stage))
-    record = experiment.run(asked, folders, progress)
+    record = run.run(asked, folders, progress)
     planned = WithBrightness((1, 8, 8), 2, asked.resolved().settings, asked.spec, 0).planned(400)
     assert [m["name"] for m in record["privacy"]["mechanisms"]] == [m.name for m in planned]
     assert planned[-1].name == "brightness"
@@ -93,23 +105,23 @@ def test_a_sixth_stage_is_planned_charged_shown_saved_and_resumed(
     assert record["seconds"]["brightness"] >= 0
     assert "brightness" in told
     shares = budget_shares(from_record(record["privacy"]), 1e-4)
-    shown = plots.budget_split(record["privacy"], shares)
+    shown = charts.budget_split(record["privacy"], shares)
     assert "brightness" in " ".join(text.get_text() for text in shown.axes[0].get_yticklabels())
     (folder,) = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
-    saved = experiment.load_synthesizer(folder / "synthesizer.safetensors").synthesizer
+    saved = load_synthesizer(folder / "synthesizer.safetensors").synthesizer
     assert saved.state("brightness")["mean"] != 0
     next((tmp_path / "records").glob("*.json")).unlink()
     said = []
     monkeypatch.setattr(progress, "say", said.append)
-    again = experiment.run(asked, folders, progress)
+    again = run.run(asked, folders, progress)
     assert any(line.startswith("brightness: done earlier") for line in said)
     assert again["privacy"] == record["privacy"]
 
 
 def test_a_sixth_stage_is_audited(six_stages: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "LatentDiffusion", WithBrightness)
+    monkeypatch.setattr(method, "LatentDiffusion", WithBrightness)
     random = torch.Generator().manual_seed(1)
-    examples = audit.Examples(torch.rand(240, 1, 8, 8, generator=random), torch.arange(240) % 2, 2)
-    found = audit.audit_method(examples, smoke(SynthesisSettings()), PrivacySpec(1.0, 1e-4), canaries=20)
+    examples = evidence.Examples(torch.rand(240, 1, 8, 8, generator=random), torch.arange(240) % 2, 2)
+    found = method.audit_method(examples, smoke(SynthesisSettings()), PrivacySpec(1.0, 1e-4), canaries=20)
     assert "brightness" in found.bounds
     assert not found.contradicted

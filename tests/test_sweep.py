@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dpldm import sweep
-from dpldm.experiment import ExperimentError, Folders
-from dpldm.privacy import PrivacyError
-from dpldm.sweep import Sweep, SweepError
+from dpldm.privacy.checks import PrivacyError
+from dpldm.runs import sweep
+from dpldm.runs.experiment import ExperimentError, Folders
+from dpldm.runs.sweep import Sweep, SweepError
 
 # Stands for a run: takes a while, says when, fails for ε = 2, and leaves its record.
 TOY = textwrap.dedent("""
@@ -103,7 +103,7 @@ def test_runs_share_the_time_and_the_cores(folders, monkeypatch):
 @pytest.mark.parametrize(("gigabytes", "at_once"), [(100, 4), (7, 2), (1, 1)])
 def test_one_run_for_each_core_as_far_as_the_memory_holds(folders, monkeypatch, gigabytes, at_once):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
-    monkeypatch.setattr(sweep.results, "machine_memory", lambda: gigabytes * 2**30)
+    monkeypatch.setattr(sweep.files, "machine_memory", lambda: gigabytes * 2**30)
     sweep.run(Sweep(("mnist",), (1, 3, 5, 7)), folders, None, lambda line: None, toy(0.1))
     assert {threads for *_, threads in times_of(folders)} == {str(4 // at_once)}
 
@@ -163,13 +163,13 @@ def test_interrupt_lets_every_run_put_its_files_in_order(folders):
 
 def test_command_is_the_run_of_the_experiment(tmp_path):
     """What a run is asked for is read back by the command line as the same experiment."""
-    from dpldm import cli
+    from dpldm import cli, commands
 
     (asked,) = Sweep(("fashion_mnist",), (0.2,), profile="smoke", delta=1e-6).experiments
     words = sweep.command(asked, Folders(records=tmp_path / "a b", runs=tmp_path / "runs"))
     assert words[1:4] == ["-m", "dpldm", "run"]
     given = cli._parser().parse_args(words[3:])
-    assert cli._experiment(given, given.epsilon[0]) == asked.resolved()
+    assert commands._experiment(given, given.epsilon[0]) == asked.resolved()
     assert (given.out, given.runs) == (tmp_path / "a b", tmp_path / "runs")
 
 

@@ -5,13 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpldm.diffusion import SAMPLERS
-from dpldm.finishing import FinishSettings, raise_contrast
-from dpldm.matching import MatchingSettings
-from dpldm.privacy import Ledger, PrivacyError, PrivacySpec, PrivateData
-from dpldm.selection import Selector
-from dpldm.settings import SamplingSettings, SynthesisSettings, smoke
-from dpldm.synthesis import LatentDiffusion
+from dpldm.method.classifier import Selector
+from dpldm.method.decoders import MatchingSettings
+from dpldm.method.diffusion import SAMPLERS
+from dpldm.method.finishing import FinishSettings, raise_contrast
+from dpldm.method.settings import SamplingSettings, SynthesisSettings, smoke
+from dpldm.method.synthesizer import LatentDiffusion
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.checks import PrivacyError
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import PrivacySpec
 
 TINY = smoke(SynthesisSettings())
 FIVE = PrivacySpec(epsilon=5.0)
@@ -304,7 +307,7 @@ def test_secure_mode_keeps_the_training_draws_secret_too(monkeypatch):
         seen.append((random.initial_seed(), noise.is_secure))
         return iter(())
 
-    monkeypatch.setattr("dpldm.training.fit", watch)
+    monkeypatch.setattr("dpldm.method.training.fit", watch)
     for spec in (FIVE, FIVE, PrivacySpec(epsilon=5.0, secure_mode=True), PrivacySpec(epsilon=5.0, secure_mode=True)):
         fitted(spec)
     (first, _), (again, _), (secret, secure), (other, _) = seen

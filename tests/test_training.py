@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from dpldm.denoiser import ResidualMLP
-from dpldm.diffusion import NoiseLevels, denoising_loss
-from dpldm.privacy import Mechanism, NoiseSource
-from dpldm.training import Average, FitSettings, fit_ordinary, fit_private
+from dpldm.method.denoiser import ResidualMLP
+from dpldm.method.diffusion import NoiseLevels, denoising_loss
+from dpldm.method.training import Average, FitSettings, fit_ordinary, fit_private
+from dpldm.privacy.mechanisms import Mechanism
+from dpldm.privacy.noise import NoiseSource
 
 
 class Silent(NoiseSource):

@@ -5,10 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpldm.energies import whitened
-from dpldm.mixture import MixtureSettings
-from dpldm.privacy import Allowance, Ledger, NoiseSource, PrivateData, gaussian_noise_multiplier
-from dpldm.transport import Transport, TransportSettings, _between
+from dpldm.method.edge_transport import Transport, TransportSettings, _between
+from dpldm.method.edges import whitened
+from dpldm.method.mixture import MixtureSettings
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.budget import Allowance
+from dpldm.privacy.guard import PrivateData
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
+from dpldm.privacy.noise import NoiseSource
 
 TINY = TransportSettings(dim=6, images=300, steps=12, rate=0.3)
 ALLOWANCE = Allowance(gaussian_noise_multiplier(5.0, 1e-5), 1e-5)

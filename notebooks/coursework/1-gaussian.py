@@ -29,7 +29,8 @@ import math
 
 import numpy as np
 
-from dpldm.privacy import gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.data.datasets import load
+from dpldm.privacy.mechanisms import gaussian_epsilon, gaussian_noise_multiplier
 
 # %% [markdown] nbgrader={"grade_id": "about-parameters", "locked": true}
 # Your own numbers. They may differ from those of your neighbour.
@@ -218,8 +219,6 @@ assert own_noise_multiplier > 0
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-means"}
 import matplotlib.pyplot as plt
-
-from dpldm.data import load
 
 images = load("mnist", "train").images[:2000].flatten(1).numpy().astype(float)
 figure, axes = plt.subplots(1, 3, figsize=(6, 2.2))

@@ -30,7 +30,8 @@ import math
 
 import numpy as np
 
-from dpldm.privacy import gaussian_noise_multiplier
+from dpldm.data.datasets import load
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
 
 # %% [markdown] nbgrader={"grade_id": "about-parameters", "locked": true}
 # Your own numbers. They may differ from those of your neighbour.
@@ -191,8 +192,6 @@ assert own_moment_std > 0
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-digits"}
 import matplotlib.pyplot as plt
-
-from dpldm.data import load
 
 images = load("mnist", "train").images[:10_000, 0, ::2, ::2].flatten(1).numpy().astype(float)
 centre, length = np.full(196, 0.13), 4.0

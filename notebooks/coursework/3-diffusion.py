@@ -30,7 +30,9 @@ from itertools import pairwise
 
 import torch
 
-from dpldm.privacy import Ledger, Mechanism
+from dpldm.data.datasets import load
+from dpldm.privacy.accounting import Ledger
+from dpldm.privacy.mechanisms import Mechanism
 
 # %% [markdown] nbgrader={"grade_id": "about-parameters", "locked": true}
 # Your own numbers. They may differ from those of your neighbour.
@@ -246,8 +248,6 @@ assert own_noise_multiplier > 0
 # %% tags=["explore"] nbgrader={"grade_id": "explore-training"}
 import matplotlib.pyplot as plt
 from torch.func import functional_call, grad, vmap
-
-from dpldm.data import load
 
 images = load("mnist", "train").images[:10_000, 0, ::2, ::2].flatten(1)
 mean, (_, _, directions) = images.mean(0), torch.linalg.svd(images - images.mean(0), full_matrices=False)

