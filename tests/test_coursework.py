@@ -311,6 +311,31 @@ def test_the_sandbox_runs_cells_and_answers(walls):
         assert "no g" in box.ask({"call": "g", "arguments": {}})["error"]
 
 
+@needs_walls
+def test_the_sandbox_starts_where_the_environment_is_a_link(tmp_path, monkeypatch):
+    (tmp_path / "linked").symlink_to(Path(sys.prefix).resolve())
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "linked" / "bin" / Path(sys.executable).name))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "linked"))
+    assert outcome(True, "import numpy") == "ran"
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ("5", [5]),
+        ("numpy.int64(5)", [5]),
+        ("numpy.prod((2, 3))", [6]),
+        ("()", []),
+        ("[2, 3]", [2, 3]),
+        ("numpy.array([2, 3])", [2, 3]),
+    ],
+)
+def test_noise_takes_every_shape_that_it_takes_in_the_notebook(shape, seen):
+    cell = f"import numpy\ndef f(normal): return numpy.shape(normal({shape}, 1.0))"
+    answer = student_of([("f", cell)], {}).call("f", normal=checks.normal(1))
+    assert (answer.value, answer.asked) == (seen, ((tuple(seen), 1.0),))
+
+
 def to_every_descriptor(statement: str) -> str:
     return f"import os\nfor fd in range(3, 9):\n    try:\n        {statement}\n    except OSError: pass"
 

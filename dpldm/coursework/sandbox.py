@@ -63,7 +63,8 @@ SCRATCH = "/tmp/scratch"  # in the root that the walls build, which is not this 
 
 def _visible() -> list[str]:
     """The files of Python, of its packages and of this library, but neither masters nor checks nor data."""
-    return sorted({os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix, str(PACKAGE)})
+    prefixes = (sys.base_prefix, sys.prefix)  # either may be a link, which needs what it points to
+    return sorted({*prefixes, *map(os.path.realpath, prefixes), str(PACKAGE)})
 
 
 def _command(walls: bool, root: str) -> list[str]:

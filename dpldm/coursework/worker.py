@@ -61,7 +61,7 @@ def normal_source(seed: int | None, tensors: bool, asked: list[Any]) -> Any:
     generator = numpy.random.default_rng(seed)
 
     def normal(shape: Any, std: Any = 1.0) -> Any:
-        sizes = (int(shape),) if isinstance(shape, int) else tuple(int(size) for size in shape)
+        sizes = tuple(int(size) for size in numpy.atleast_1d(numpy.asarray(shape, dtype=int)))
         asked.append({"shape": list(sizes), "std": float(std)})
         drawn = generator.standard_normal(sizes) * (0.0 if seed is None else float(std))
         if not tensors:
