@@ -446,6 +446,40 @@ def test_a_changed_given_cell_is_put_back_and_said(tmp_path):
     assert "The locked cell given-imports was changed" in " ".join(found.notes)
 
 
+class RunsNothing(grading.Runner):
+    """In place of a sandbox, for tests of what is said beside the points."""
+
+    def ask(self, command: dict) -> dict:
+        return {"error": "not run"}
+
+
+def test_own_numbers_are_not_taken_for_a_changed_cell_and_others_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grading, "Runner", RunsNothing)
+    release.release(ALL[:1], tmp_path / "in", ["mei", "noor"], SECRET)
+    copied = tmp_path / "in" / "noor" / "1-gaussian.ipynb"
+    copied.write_bytes((tmp_path / "in" / "mei" / "1-gaussian.ipynb").read_bytes())
+    mei, noor = submissions.find(tmp_path / "in", ALL)[0]
+    assert (mei.notes, noor.notes) == ([], [])
+    own = {one.student: one.assignment.student_parameters(one.student, SECRET) for one in (mei, noor)}
+    assert submissions.other_numbers(mei, own["mei"]) == {}
+    assert submissions.other_numbers(noor, own["noor"]) == own["mei"]
+
+    (tmp_path / "secret").write_text(SECRET)
+    words = ["grade", str(tmp_path / "in"), "--to", str(tmp_path / "out"), "--without-sandbox"]
+    assert main([*words, "--secret", str(tmp_path / "secret")]) == 0
+    assert "1 of 2 files have other numbers than their students (first: noor, 1-gaussian)" in capsys.readouterr().out
+    said, right = (f"seed = {own[name]['seed']}" for name in ("mei", "noor"))
+    page = (tmp_path / "out" / "feedback" / "noor" / "1-gaussian.html").read_text()
+    assert f"The file says {said}; yours is {right.removeprefix('seed = ')}, and that was used." in page
+    assert main(words) == 0  # the secret of the release is forgotten
+    assert "2 of 2 files have other numbers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["epsilon = (", "epsilon = f()", "epsilon.x = 1", "(" * 9000, "epsilon = 1\0"])
+def test_a_cell_of_numbers_that_says_nothing_readable_says_nothing(source):
+    assert submissions._constants(source) == {}
+
+
 def test_late_days_are_free_first_and_then_cost(tmp_path):
     (found,) = read_prepared(tmp_path, "no-notebook")
     (tmp_path / "no-notebook" / "timestamp.txt").write_text("2026-12-03 10:00:00+00:00")

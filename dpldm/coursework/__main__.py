@@ -81,7 +81,14 @@ def take_back(given: argparse.Namespace, assignments: Sequence[Assignment], chec
     found, left_out = submissions.find(given.folder, assignments)
     for line in left_out:
         print(f"left out: {line}")
-    graded = grading.grade_all(found, given.to / "points", check_folder, secret_of(given.secret), walls, given.workers)
+    secret = secret_of(given.secret)
+    numbers = [one.assignment.student_parameters(one.student, secret) for one in found]
+    other = [one for one, own in zip(found, numbers, strict=True) if submissions.other_numbers(one, own)]
+    if other:
+        first = f"{other[0].student}, {other[0].assignment.name}"
+        print(f"{len(other)} of {len(found)} files have other numbers than their students (first: {first}):")
+        print("  is the secret that of the release? With another one, answers typed as numbers are judged wrongly.")
+    graded = grading.grade_all(found, given.to / "points", check_folder, secret, walls, given.workers)
     lateness = late.lateness(found, late.Policy(due, given.free_late_days, given.late_penalty))
     reports.write_all(graded, assignments, lateness, given.to)
     print(

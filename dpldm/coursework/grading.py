@@ -148,6 +148,8 @@ def grade(
     """
     start, points = time.monotonic(), submission.assignment.questions
     notes = list(submission.notes)
+    for name, said in submissions.other_numbers(submission, parameters).items():
+        notes.append(f"The file says {name} = {said!r:.40}; yours is {parameters[name]}, and that was used.")
     if submission.cells is None:
         results = [Result(question, 0, of, list(notes)) for question, of in points.items()]
     else:

@@ -4,9 +4,10 @@ A submission is a folder with a student's name and whatever files in it. Nothing
 another name, lack its metadata, have a cell twice or none, or be no notebook at all.
 """
 
+import ast
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +96,30 @@ def written_answers(submission: Submission) -> dict[str, str]:
     return answers
 
 
+def other_numbers(submission: Submission, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of a student's own numbers, where that is not what they are. Read, and never run."""
+    places = {cell["id"] for cell in submission.assignment.notebook.cells if "parameters" in tags(cell)}
+    said: dict[str, Any] = {}
+    for cell in submission.cells or []:
+        if grade_id(cell) in places:
+            said |= _constants(cell.source)
+    return {name: said[name] for name, value in parameters.items() if said.get(name, value) != value}
+
+
+def _constants(source: str) -> dict[str, Any]:
+    """The plain values that a cell gives to names; empty where it can't be read."""
+    try:
+        lines = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    found = {}
+    for line in lines:
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        if isinstance(target, ast.Name) and isinstance(getattr(line, "value", None), ast.Constant):
+            found[target.id] = line.value.value  # type: ignore[attr-defined]
+    return found
+
+
 def _is_given(cell: Cell) -> bool:
     found = grading(cell)
     return cell.cell_type == "code" and bool(found.get("locked")) and not found.get("grade") and not _is_skipped(cell)
@@ -170,7 +195,8 @@ def _recognised(cells: Sequence[Cell], assignments: Sequence[Assignment]) -> Ass
 
 def _notes(path: Path, cells: Sequence[Cell], assignment: Assignment) -> Iterator[str]:
     names = [grade_id(cell) for cell in cells]
-    handed_out = {cell["id"]: cell.source for cell in student_version(assignment).cells}
+    given = student_version(assignment).cells
+    handed_out = {cell["id"]: cell.source for cell in given if "parameters" not in tags(cell)}  # see other_numbers
     if path.stem != assignment.name:
         yield f"The file has the name {path.name}; it was handed out as {assignment.name}."
     for name in assignment.questions:
