@@ -446,6 +446,21 @@ def test_a_changed_given_cell_is_put_back_and_said(tmp_path):
     assert "The locked cell given-imports was changed" in " ".join(found.notes)
 
 
+def test_of_two_files_the_one_with_answers_counts(tmp_path):
+    """Both are handed out, and a student who hands in the whole folder worked on one of them."""
+    release.release(ALL[:1], tmp_path / "mei")
+    worked, blank = (tmp_path / "mei" / f"1-gaussian{suffix}" for suffix in (".py", ".ipynb"))
+    worked.write_text(worked.read_text().replace("# YOUR CODE HERE", "# answered", 1))
+    ((found,), (left_out,)) = submissions.find(tmp_path, ALL)
+    assert found.path == worked
+    assert left_out == f"mei/{blank.name}: {worked.name} counts, of the same assignment"
+    blank.write_text(PREPARED["perfect-vectorised"].content)  # both have answers: the notebook counts, as before
+    assert submissions.find(tmp_path, ALL)[0][0].path == blank
+    blank.unlink()
+    assert not submissions.is_blank(found)
+    assert submissions.find(tmp_path, ALL)[0][0].path == worked
+
+
 class RunsNothing(grading.Runner):
     """In place of a sandbox, for tests of what is said beside the points."""
 

@@ -45,7 +45,8 @@ class Submission:
 def find(folder: Path, assignments: Sequence[Assignment]) -> tuple[list[Submission], list[str]]:
     """The submissions below FOLDER/STUDENT/, one per student and assignment, and a line for every file left out.
 
-    If a student has several files for one assignment, the one with the released name counts, or else the newest.
+    If a student has several files for one assignment, one with answers counts before one without, then the one with the
+    released name, then the newest.
     """
     found: dict[tuple[str, str], Submission] = {}
     left_out = []
@@ -59,10 +60,13 @@ def find(folder: Path, assignments: Sequence[Assignment]) -> tuple[list[Submissi
                 left_out.append(f"{path.relative_to(folder)}: belongs to no assignment")
                 continue
             key = (student.name, submission.assignment.name)
-            if key in found:
-                left_out.append(f"{path.relative_to(folder)}: {found[key].path.name} counts, of the same assignment")
-            else:
-                found[key] = submission
+            other = found.setdefault(key, submission)
+            if other is submission:
+                continue
+            if is_blank(other) and not is_blank(submission):  # both files were handed in, and this one worked on
+                found[key], submission = submission, other
+            name = submission.path.relative_to(folder)
+            left_out.append(f"{name}: {found[key].path.name} counts, of the same assignment")
     return [found[key] for key in sorted(found)], left_out
 
 
@@ -94,6 +98,16 @@ def written_answers(submission: Submission) -> dict[str, str]:
         if name in answers and text != blank[name]:
             answers[name] = text
     return answers
+
+
+def is_blank(submission: Submission) -> bool:
+    """Whether nothing stands in any cell for an answer but what was handed out; so also where it is no notebook."""
+    stubs = {
+        cell["id"]: cell.source.strip()
+        for cell in student_version(submission.assignment).cells
+        if grading(cell).get("solution")
+    }
+    return all(cell.source.strip() == stubs.get(grade_id(cell), cell.source.strip()) for cell in submission.cells or [])
 
 
 def other_numbers(submission: Submission, parameters: Mapping[str, Any]) -> dict[str, Any]:
