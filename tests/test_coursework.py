@@ -102,6 +102,14 @@ def test_what_is_handed_out_gets_no_points(assignment, tmp_path):
     assert all(answer == "" for answer in submissions.written_answers(found).values())
 
 
+@pytest.mark.parametrize("assignment", ALL, ids=lambda one: one.name)
+def test_every_answer_has_a_heading_of_its_own(assignment):
+    headings = [assignment.headings[name] for name in (*assignment.questions, *assignment.written)]
+    numbers = [heading.partition(":")[0] for heading in headings]
+    assert numbers == [f"Question {number}" for number in range(1, len(headings) + 1)]
+    assert not any("point" in heading for heading in headings)
+
+
 def test_release_is_reproducible_and_reads_the_same_from_both_files(tmp_path):
     first = [path.read_bytes() for path in release.release(ALL, tmp_path / "first")]
     second = [path.read_bytes() for path in release.release(ALL, tmp_path / "second")]
@@ -536,6 +544,10 @@ def test_written_answers_are_graded_in_the_table_and_kept(tmp_path):
 def test_feedback_shows_points_and_sentences_as_text(tmp_path):
     reports.write_all([graded_example()], ALL, {("mei", "1-gaussian"): late.Lateness(2, 1, 0.5)}, tmp_path)
     page = (tmp_path / "feedback" / "mei" / "1-gaussian.html").read_text()
+    assert ">Question 3: a bound on what one person can do<" in page  # as in the notebook, which shows no names
+    assert ">clip-rows<" not in page
+    assert "Not graded yet." in page
+    assert "Graded: x.ipynb." in page
     assert "&lt;b&gt;not&lt;/b&gt; right" in page
     assert "<b>not" not in page
     assert "1.5 of 7 points" in page

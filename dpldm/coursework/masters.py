@@ -28,6 +28,7 @@ TEST = "test-"  # before the name of a question: its test cell
 STUBS = {"code": "# YOUR CODE HERE\nraise NotImplementedError()", "markdown": "YOUR ANSWER HERE"}  # nbgrader's
 REGION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(.*?)^[ \t]*### END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
 HIDDEN = re.compile(r"^[ \t]*### BEGIN HIDDEN TESTS.*?^[ \t]*### END HIDDEN TESTS[^\n]*$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^## (.+?)(?: \([^()]*points?\))?$", re.MULTILINE)
 DEFAULTS = {"grade": False, "locked": False, "schema_version": 3, "solution": False, "task": False}
 EPSILONS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2, 4.0, 5.0)
 
@@ -62,6 +63,16 @@ class Assignment:
     def written(self) -> dict[str, float]:
         """Points of what is graded by hand, by name."""
         return {name: grading["points"] for name, grading in self._graded() if grading["solution"]}
+
+    @cached_property
+    def headings(self) -> dict[str, str]:
+        """The heading over each cell, without its points, by name of the cell."""
+        found, heading = {}, self.title
+        for cell in self.notebook.cells:
+            if cell.cell_type == "markdown":
+                heading = [heading, *HEADING.findall(cell.source)][-1]
+            found[grade_id(cell)] = heading
+        return found
 
     @cached_property
     def parameters(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ book has no second copy of a master, and a page that is taken out of `_toc.yml` 
 import re
 from collections.abc import Iterator, Sequence
 
-from dpldm.coursework.masters import Assignment, Cell, Notebook, grading, student_version
+from dpldm.coursework.masters import Assignment, Cell, Notebook, grade_id, grading, student_version
 
 MARKER = re.compile(r"^<!-- coursework: (\S+) -->$", re.MULTILINE)
 SOLUTION_LINES = re.compile(r"^[ \t]*### (?:BEGIN|END) SOLUTION[^\n]*\n?", re.MULTILINE)
@@ -48,13 +48,9 @@ def solutions(assignment: Assignment) -> str:
 
 
 def _answers(assignment: Assignment) -> Iterator[str]:
-    heading = ""
     for cell in assignment.notebook.cells:
-        found = re.search(r"^## (.+?)(?: \(.*\))?$", cell.source, re.MULTILINE)
-        if cell.cell_type == "markdown" and found:
-            heading = found[1]
         if grading(cell).get("solution"):
-            yield f"### {heading}"
+            yield f"### {assignment.headings[grade_id(cell)]}"
             yield _block(cell)
 
 

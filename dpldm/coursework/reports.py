@@ -57,8 +57,8 @@ def write_all(
     for each, total in zip(graded, totals, strict=True):
         path = folder / "feedback" / each.student / f"{each.assignment}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        title = next(one.title for one in assignments if one.name == each.assignment)
-        path.write_text(feedback(each, title, total, by_hand.get((each.student, each.assignment), [])), "utf-8")
+        assignment = next(one for one in assignments if one.name == each.assignment)
+        path.write_text(feedback(each, assignment, total, by_hand.get((each.student, each.assignment), [])), "utf-8")
         files.append(path)
     return files
 
@@ -132,8 +132,11 @@ def read_written(path: Path) -> dict[Key, Row]:
     return {(row["assignment"], row["student"], row["question"]): row for row in rows}
 
 
-def feedback(graded: Graded, title: str, total: Row, by_hand: Sequence[Row]) -> str:
-    """A student's page: points and sentences, nothing of the hidden checks, nothing from elsewhere."""
+def feedback(graded: Graded, assignment: Assignment, total: Row, by_hand: Sequence[Row]) -> str:
+    """A student's page: points and sentences, nothing of the hidden checks, nothing from elsewhere.
+
+    Questions have the headings of the notebook, in which names of cells are not to be seen.
+    """
     so_far = " so far; written answers are not graded yet" if total["complete"] == "no" else ""
     if total["late_days"]:
         so_far += f"; {total['late_days']} days late, {total['free_late_days']} of them free"
@@ -145,18 +148,20 @@ def feedback(graded: Graded, title: str, total: Row, by_hand: Sequence[Row]) -> 
     for result in graded.results:
         kind = "right" if result.points >= result.of else "part" if result.points > 0 else "wrong"
         said = "<br>".join(map(html.escape, result.sentences)) or "Right."
-        lines.append(_row(kind, result.question, f"{result.points:g} / {result.of:g}", said))
+        heading = assignment.headings[result.question]
+        lines.append(_row(kind, heading, f"{result.points:g} / {result.of:g}", said))
     for row in by_hand:
         share = float(row["points"] or 0) / float(row["of"])
         kind = "right" if share == 1 else "part" if share or row["points"] == "" else "wrong"
         mark = f"{row['points'] if row['points'] != '' else '…'} / {row['of']:g}"
-        said = html.escape(row["comment"]) or ("Nothing was written." if not row["answer"] else "Graded by hand.")
-        lines.append(_row(kind, row["question"], mark, said))
+        default = "Nothing was written." if not row["answer"] else "Graded by hand."
+        said = html.escape(row["comment"]) or ("Not graded yet." if row["points"] == "" else default)
+        lines.append(_row(kind, assignment.headings[row["question"]], mark, said))
     lines.append("</tbody></table>")
+    lines.append(f"<h2>About the file</h2><p>Graded: {html.escape(graded.file)}.</p>")
     if graded.notes:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in graded.notes)
-        lines.append(f"<h2>About the file</h2><p>{html.escape(graded.file)}</p><ul>{notes}</ul>")
-    return _page(title, "\n".join(lines))
+        lines.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in graded.notes) + "</ul>")
+    return _page(assignment.title, "\n".join(lines))
 
 
 def summary(graded: Sequence[Graded]) -> str:
@@ -164,8 +169,10 @@ def summary(graded: Sequence[Graded]) -> str:
     parts = []
     for name in sorted({each.assignment for each in graded}):
         those = [each for each in graded if each.assignment == name]
-        parts += [f"<h2>{html.escape(name)}: {len(those)} submissions</h2>"]
-        parts += ["<table><thead><tr><th>Question</th><th>Mean</th><th>All, none</th><th>Commonest</th></tr></thead>"]
+        parts += [f"<h2>{html.escape(name)}: {len(those)} handed in</h2>"]
+        parts += [
+            "<table><thead><tr><th>Question</th><th>Mean</th><th>Full, no points</th><th>Commonest</th></tr></thead>"
+        ]
         parts += ["<tbody>"]
         for results in zip(*(each.results for each in those), strict=True):
             shares = [result.points / result.of for result in results]
