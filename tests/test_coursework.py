@@ -8,6 +8,8 @@ import copy
 import csv
 import hashlib
 import json
+import math
+import re
 import resource
 import socket
 import subprocess
@@ -100,6 +102,24 @@ def test_what_is_handed_out_gets_no_points(assignment, tmp_path):
     results = results_of(assignment, submissions.to_run(found), assignment.parameters)
     assert all(result.points == 0 and result.sentences for result in results.values())
     assert all(answer == "" for answer in submissions.written_answers(found).values())
+
+
+@pytest.mark.parametrize("assignment", ALL, ids=lambda one: one.name)
+def test_time_follows_from_difficulty_and_points_as_the_page_says(assignment):
+    page = (ROOT / "book" / "coursework" / "index.md").read_text()
+    minutes = {word: (int(low), int(high)) for word, low, high in re.findall(r"(easy|medium|hard) (\d) to (\d)", page)}
+    facts = dict(pages.FACT.findall(assignment.notebook.cells[0].source))
+    low, high = (each * float(facts["Points"]) / 30 for each in minutes[facts["Difficulty"]])
+    hours = [str(halves // 2) + "½" * (halves % 2) for halves in (math.floor(low), math.ceil(high))]
+    assert facts["Time"] == " to ".join(hours) + " hours"
+
+
+@pytest.mark.parametrize("assignment", ALL, ids=lambda one: one.name)
+def test_chapters_to_read_before_have_the_names_that_the_book_gives_them(assignment):
+    titles = {re.findall(r"^# # (.+)$", path.read_text(), re.M)[0] for path in (ROOT / "notebooks").glob("*.py")}
+    named = re.findall(r"“(.+?)”", assignment.notebook.cells[0].source)
+    assert len(named) > 1
+    assert set(named) <= titles | {"Coursework"}
 
 
 @pytest.mark.parametrize("assignment", ALL, ids=lambda one: one.name)

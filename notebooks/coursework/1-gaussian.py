@@ -15,11 +15,13 @@
 # *At the end you can say how much noise a promise (ε, δ) takes, find the sensitivity of a sum and of a mean, release a
 # mean, and add up what several releases cost, by hand and against an accountant.*
 #
-# - **Before**: the chapter on the promise; sums and norms of vectors; NumPy.
-# - **Difficulty**: easy. **Time**: 1 to 1½ hours. **Points**: 20, of which 2 are for a written answer.
+# - **Before**: the chapter “Just enough differential privacy”; sums and norms of vectors; NumPy.
+# - **Difficulty**: easy. **Points**: 20, of which 2 are for a written answer.
+# - **Time**: 1 to 1½ hours, estimated from difficulty and points by the rule on the book's page “Coursework”; no class
+#   has been timed.
 # - Fill in the cells that say `YOUR CODE HERE`. Keep the names of the functions and of their arguments; add what you
 #   like beside them. The cell after each answer has examples to try; the grading calls your functions with others.
-# - Each part stands alone: where a later one needs an earlier one, the book's library has it.
+# - Each question is graded by itself: none needs the answer to an earlier one.
 # - Cells tagged `explore` are for looking and are not graded.
 #
 # Neighbouring data sets differ by **one record more or less** (add-or-remove-one), unless a question says otherwise.
@@ -49,7 +51,8 @@ seed: int = 0  # of what you draw yourself
 #   - e^{\varepsilon}\, \Phi\!\left(-\frac{1}{2\sigma} - \varepsilon\sigma\right),$$
 #
 # with $\Phi$ the distribution function of the standard normal (Balle and Wang, 2018). Write the right-hand side as a
-# function. $\sigma$ is called the noise multiplier.
+# function. $\sigma$ is called the noise multiplier. NumPy has no $\Phi$: take one from SciPy (`scipy.stats.norm`), or
+# make one of `math.erf` or `math.erfc`.
 
 
 # %% nbgrader={"grade_id": "gaussian-delta", "solution": true}
@@ -74,8 +77,9 @@ assert gaussian_delta(noise_multiplier=2.0, epsilon=1.0) < gaussian_delta(noise_
 #
 # The other way round: an ε and a δ are promised, and a query has a sensitivity. Return the smallest standard deviation
 # of the noise to add. `gaussian_epsilon(noise_multiplier, delta)` from the library is an accountant that you may ask as
-# often as you like: it tells the ε of a noise multiplier. Halve an interval until it is short enough (a relative error
-# of $10^{-6}$ will do).
+# often as you like: it tells the ε of a noise multiplier. Find an interval that holds the answer for any ε and δ, and
+# halve it until it is short enough (a relative error of $10^{-6}$ will do). `gaussian_noise_multiplier`, which later
+# questions use, does just that: compare with it.
 
 
 # %% nbgrader={"grade_id": "noise-std", "solution": true}
@@ -148,7 +152,7 @@ assert sum_sensitivity(2.0, "replace-one") > 0
 #
 # Draw noise **only** by `normal(shape, std)`, which returns independent normal numbers of that shape. The grading gives
 # its own `normal`: it looks at what you ask for, and turns the noise off to look at the rest.
-# `dpldm.privacy` is not needed here, but you may use your `clip_rows`, or write the clipping again.
+# Clip with your `clip_rows`, or write the clipping again if you are not sure of it: a mistake in it counts here too.
 
 
 # %% nbgrader={"grade_id": "private-mean", "solution": true}
@@ -215,7 +219,7 @@ assert own_noise_multiplier > 0
 # ## To look at (no points)
 #
 # The mean of 2,000 handwritten digits, released at three budgets with your own functions. Each image has 784 pixels
-# between 0 and 1.
+# between 0 and 1; one that is longer than 9 is shortened. The digits are fetched the first time.
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-means"}
 import matplotlib.pyplot as plt
@@ -226,6 +230,7 @@ for axis, budget in zip(axes, (0.01, 0.1, 1.0), strict=True):
     mean = private_mean(images, 9.0, gaussian_noise_multiplier(budget, 1e-5), 2000, normal)
     axis.imshow(mean.reshape(28, 28), cmap="gray")
     axis.set(title=f"ε = {budget:g}", xticks=[], yticks=[])
+plt.show()
 
 # %% [markdown] nbgrader={"grade_id": "about-why", "locked": true}
 # ## Question 8: in your own words (2 points)

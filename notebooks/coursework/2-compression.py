@@ -15,11 +15,13 @@
 # *At the end you can compute principal components under differential privacy from scratch, say what their noise has to
 # be, and choose how many of them a budget can carry.*
 #
-# - **Before**: assignment 1; the chapter on stage 1; eigenvectors of symmetric matrices; NumPy.
-# - **Difficulty**: medium. **Time**: 1½ hours. **Points**: 25, of which 3 are for a written answer.
+# - **Before**: assignment 1; the chapter “Stage 1: private compression”; eigenvectors of symmetric matrices; NumPy.
+# - **Difficulty**: medium. **Points**: 25, of which 3 are for a written answer.
+# - **Time**: 1½ to 2½ hours, estimated from difficulty and points by the rule on the book's page “Coursework”; no class
+#   has been timed.
 # - Fill in the cells that say `YOUR CODE HERE`. Keep the names of the functions and of their arguments; add what you
 #   like beside them. The cell after each answer has examples to try; the grading calls your functions with others.
-# - Each part stands alone: none calls the answer to an earlier one.
+# - Each question is graded by itself: none needs the answer to an earlier one.
 # - Cells tagged `explore` are for looking and are not graded.
 #
 # Neighbouring data sets differ by **one record more or less** (add-or-remove-one), unless a question says otherwise.
@@ -48,7 +50,7 @@ seed: int = 0  # of what you draw yourself
 #
 # $$M = \sum_i x_i x_i^\top .$$
 #
-# Nothing is subtracted and nothing is divided: both would be one more look at the data.
+# No mean of the rows is subtracted and no number of rows divides: both would be one more look at the data.
 
 
 # %% nbgrader={"grade_id": "second-moments", "solution": true}
@@ -87,9 +89,11 @@ assert moment_sensitivity(1.0, "add-remove") <= moment_sensitivity(1.0, "replace
 # %% [markdown] nbgrader={"grade_id": "about-symmetric-noise", "locked": true}
 # ## Question 3: symmetric noise (4 points)
 #
-# $M$ is symmetric, and its noise has to be so too, or the eigenvectors are no longer orthogonal. Make a symmetric
-# matrix of Gaussian noise that hides a change of $M$ at the given standard deviation, and that is no larger than it
-# needs to be. Draw noise **only** by `normal(shape, std)`; the grading gives its own. There is more than one right way.
+# $M$ is symmetric, and its noise has to be so too, or the eigenvectors are no longer orthogonal. Independent noise in
+# all entries of $M$, with the standard deviation `std` (the noise multiplier times the sensitivity of question 2),
+# keeps the promise, but is not symmetric. Make a symmetric matrix of noise that keeps it too, with no more noise than
+# `std` off the diagonal. There is more than one right way: what does a copy of an entry tell that the entry does not?
+# Draw noise **only** by `normal(shape, std)`; the grading gives its own.
 
 
 # %% nbgrader={"grade_id": "symmetric-noise", "solution": true}
@@ -135,7 +139,7 @@ assert np.allclose(np.abs(components(np.diag([1.0, 3.0, -9.0]), 2)), [[0, 1], [1
 # ## Question 5: there and back (3 points)
 #
 # Encode rows by their coordinates along the components, seen from a centre, and decode them again. Return the decoded
-# rows.
+# rows. The components are columns that are orthogonal to each other and of length one, as in question 4.
 
 
 # %% nbgrader={"grade_id": "reconstruct", "solution": true}
@@ -153,8 +157,9 @@ assert np.allclose(reconstruct(np.array([[1.0, 2.0]]), np.zeros(2), np.eye(2)), 
 # %% [markdown] nbgrader={"grade_id": "about-dimensions", "locked": true}
 # ## Question 6: how many dimensions can the budget carry? (3 points)
 #
-# A symmetric matrix (d, d) of noise alone, with standard deviation $s$, has its largest eigenvalue near $2 s \sqrt d$
-# (Wigner). An eigenvalue of the noisy moments that is not above that may be nothing but noise. Count those above it.
+# A symmetric matrix (d, d) of noise alone, with standard deviation $s$ off the diagonal, has its largest eigenvalue
+# near $2 s \sqrt d$ (Wigner). An eigenvalue of the noisy moments that is not above that may be nothing but noise. Count
+# those above it.
 
 
 # %% nbgrader={"grade_id": "dimensions", "solution": true}
@@ -188,7 +193,7 @@ assert own_moment_std > 0
 # ## To look at (no points)
 #
 # Handwritten digits, compressed and decoded by your own functions at rising budgets. The centre is a grey image here,
-# which looks at no data.
+# which looks at no data. The digits are fetched the first time.
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-digits"}
 import matplotlib.pyplot as plt
@@ -205,6 +210,7 @@ for row, budget in zip(axes, (0.1, 1.0, 10.0, None), strict=True):
         axis.imshow(image.reshape(14, 14), cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
     row[0].set_ylabel(f"{'no noise' if budget is None else f'ε = {budget:g}'}\n{kept} dim.", fontsize=7)
+plt.show()
 
 # %% [markdown] nbgrader={"grade_id": "about-why", "locked": true}
 # ## Question 8: in your own words (3 points)

@@ -15,11 +15,13 @@
 # *At the end you can clip and noise per-example gradients, draw several noises per example at no cost in privacy,
 # account for a training run, and train and sample a small private latent diffusion.*
 #
-# - **Before**: assignments 1 and 2; the chapter on diffusion; PyTorch.
-# - **Difficulty**: hard. **Time**: 2½ to 3 hours. **Points**: 30, of which 3 are for a written answer.
+# - **Before**: assignments 1 and 2; the chapter “Stage 2: latent diffusion”; PyTorch.
+# - **Difficulty**: hard. **Points**: 30, of which 3 are for a written answer.
+# - **Time**: 2½ to 3 hours, estimated from difficulty and points by the rule on the book's page “Coursework”; no class
+#   has been timed.
 # - Fill in the cells that say `YOUR CODE HERE`. Keep the names of the functions and of their arguments; add what you
 #   like beside them. The cell after each answer has examples to try; the grading calls your functions with others.
-# - Each part stands alone: none calls the answer to an earlier one.
+# - Each question is graded by itself: none needs the answer to an earlier one.
 # - Cells tagged `explore` are for looking and are not graded.
 #
 # Neighbouring data sets differ by **one record more or less** (add-or-remove-one). All arrays are PyTorch tensors.
@@ -243,7 +245,7 @@ assert own_noise_multiplier > 0
 #
 # 10,000 handwritten digits become 8 latents by principal components. Those are not private here, so that only the
 # training is looked at. A small network learns to denoise the latents by your own functions, and what it samples is
-# decoded. It takes about a minute.
+# decoded. This cell takes longer than all others.
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-training"}
 import matplotlib.pyplot as plt
@@ -294,6 +296,7 @@ figure, axes = plt.subplots(2, 8, figsize=(6, 1.7))
 for axis, latent in zip(axes.flat, made, strict=True):
     axis.imshow((mean + (latent * scale) @ directions[:8]).reshape(14, 14), cmap="gray", vmin=0, vmax=1)
     axis.axis("off")
+plt.show()
 
 # %% [markdown] nbgrader={"grade_id": "about-why", "locked": true}
 # ## Question 9: in your own words (3 points)

@@ -16,11 +16,13 @@
 # release by membership inference, turn an attack into a lower bound on ε, and catch an implementation that breaks its
 # promise.*
 #
-# - **Before**: assignment 1; the chapters on evaluation and on the audit; NumPy, SciPy.
-# - **Difficulty**: medium. **Time**: 2 hours. **Points**: 25, of which 3 are for a written answer.
+# - **Before**: assignment 1; the chapters “Sampling and evaluation” and “Attacking our own releases”; NumPy, SciPy.
+# - **Difficulty**: medium. **Points**: 25, of which 3 are for a written answer.
+# - **Time**: 1½ to 2½ hours, estimated from difficulty and points by the rule on the book's page “Coursework”; no class
+#   has been timed.
 # - Fill in the cells that say `YOUR CODE HERE`. Keep the names of the functions and of their arguments; add what you
 #   like beside them. The cell after each answer has examples to try; the grading calls your functions with others.
-# - Each part stands alone: none calls the answer to an earlier one.
+# - Each question is graded by itself: none needs the answer to an earlier one.
 # - Cells tagged `explore` are for looking and are not graded.
 
 # %% nbgrader={"grade_id": "given-imports", "locked": true}
