@@ -79,6 +79,13 @@ ANSWERS: list[tuple[str, str, str, float, str]] = [
      "(1 if relation == 'add-remove' else 2)", 1, "no two rows reach it"),
     ("2-compression", "symmetric-noise", NOISE + "    return normal((size, size), std)", 1, "not symmetric"),
     ("2-compression", "symmetric-noise", NOISE + "    e = normal((size, size), std)\n    return e + e.T", 1, "grown"),
+    (
+        "2-compression",
+        "symmetric-noise",
+        NOISE + "    e = np.triu(normal((size, size), std))\n    return e + e.T",
+        3,
+        "The diagonal has its noise twice",
+    ),
     ("2-compression", "components", "def components(noisy_moments, dimensions):\n"
      "    w, v = np.linalg.eigh(noisy_moments)\n    return v[:, np.argsort(-abs(w))[:dimensions]]", 0, "negative"),
     ("2-compression", "components", "def components(noisy_moments, dimensions):\n"

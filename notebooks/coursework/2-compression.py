@@ -92,8 +92,8 @@ assert moment_sensitivity(1.0, "add-remove") <= moment_sensitivity(1.0, "replace
 # $M$ is symmetric, and its noise has to be so too, or the eigenvectors are no longer orthogonal. Independent noise in
 # all entries of $M$, with the standard deviation `std` (the noise multiplier times the sensitivity of question 2),
 # keeps the promise, but is not symmetric. Make a symmetric matrix of noise that keeps it too, with no more noise than
-# `std` off the diagonal. There is more than one right way: what does a copy of an entry tell that the entry does not?
-# Draw noise **only** by `normal(shape, std)`; the grading gives its own.
+# `std` off the diagonal and $\sqrt 2$ `std` on it. There is more than one right way: what does a copy of an entry tell
+# that the entry does not? Draw noise **only** by `normal(shape, std)`; the grading gives its own.
 
 
 # %% nbgrader={"grade_id": "symmetric-noise", "solution": true}

@@ -65,7 +65,9 @@ def symmetric_noise(student: Student) -> Iterator[Finding]:
     off, diagonal = noise[np.triu_indices(size, 1)], np.diag(noise)
     yield Finding(2, _off_right(off, std), _off_sentence(off, std))
     on_right = any(has_std(diagonal, factor * std) for factor in (1.0, math.sqrt(2)))
-    yield Finding(1, on_right, "The diagonal has not the noise that it needs.")
+    twice = "The diagonal has its noise twice: it is its own mirror image."
+    other = "The diagonal has not the noise that it needs."
+    yield Finding(1, on_right, twice if has_std(diagonal, 2 * std) else other)
 
 
 def _off_right(off: Array, std: float) -> bool:
