@@ -44,9 +44,7 @@ def student_of(cells: list[tuple[str, str]], parameters: dict) -> Student:
     namespace = {"__name__": "__main__", "get_ipython": worker.NoShell}
     for wish in ({"set": parameters}, *({"run": source, "where": name} for name, source in cells)):
         worker.answer(json.loads(json.dumps(wish)), namespace)
-    return Student(
-        lambda wish: json.loads(json.dumps(worker.answer(json.loads(json.dumps(wish)), namespace))), parameters
-    )
+    return Student(lambda wish: json.loads(worker.answer(json.loads(json.dumps(wish)), namespace)), parameters)
 
 
 def results_of(assignment: masters.Assignment, cells: list[tuple[str, str]], parameters: dict) -> dict:
@@ -335,6 +333,10 @@ def test_the_sandbox_runs_cells_and_answers(walls):
         assert reply["value"] == [1, 2, 3]
         assert reply["asked"] == [{"shape": [3], "std": 2.0}]
         box.ask({"run": "import sys; sys.exit(3)", "where": "b"})
+        box.ask({"run": "import numpy as np", "where": "c"})
+        for value in ("np.array([1j])", "np.complex128(2)", "np.array([{1}])", "10**5000"):
+            box.ask({"run": f"x = {value}", "where": "d"})
+            assert "Error" in box.ask({"value": "x"})["error"]
         assert box.ask({"value": "numpy"})["error"].startswith("TypeError")
         assert "no g" in box.ask({"call": "g", "arguments": {}})["error"]
 

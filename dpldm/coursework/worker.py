@@ -28,6 +28,8 @@ def to_json(value: Any, depth: int = 0) -> Any:
         return [to_json(item, depth + 1) for item in value]
     if hasattr(value, "detach"):  # a tensor, with or without a gradient
         value = value.detach().cpu()
+    if "complex" in str(getattr(value, "dtype", "")):
+        raise TypeError("complex numbers, expected real ones")
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__}, expected numbers, an array, a tensor, a list or a dictionary")
@@ -91,27 +93,32 @@ class NoShell:
         return lambda *arguments, **named: None
 
 
-def answer(command: dict[str, Any], namespace: Namespace) -> dict[str, Any]:
-    """Do one command: `run` a cell's source, `set` names, `call` a function or tell a `value`."""
+def answer(command: dict[str, Any], namespace: Namespace) -> str:
+    """Do one command, and reply in JSON; an error is a reply too, and so is a value that JSON can't hold."""
     asked: list[Any] = []
+    ticket = {"ticket": command.get("ticket")}
     try:
-        if "run" in command:
-            exec(compile(without_magics(command["run"]), command["where"], "exec"), namespace)
-            return {}
-        if "set" in command:
-            namespace.update(command["set"])
-            return {}
-        name = command.get("call") or command["value"]
-        if name not in namespace:
-            return {"error": f"there is no {name} in the notebook"}
-        value = namespace[name]
-        if "call" in command:
-            arguments = {key: from_json(item, namespace, asked) for key, item in command["arguments"].items()}
-            value = value(**arguments)
-        return {"value": to_json(value), "asked": asked}
+        return json.dumps(ticket | done(command, namespace, asked))
     except BaseException as error:  # a notebook may also raise SystemExit or KeyboardInterrupt
         said = "".join(traceback.format_exception_only(error)).strip()
-        return {"error": said[-500:], "asked": asked[:100]}
+        return json.dumps(ticket | {"error": said[-500:], "asked": asked[:100]})
+
+
+def done(command: dict[str, Any], namespace: Namespace, asked: list[Any]) -> dict[str, Any]:
+    """Do one command: `run` a cell's source, `set` names, `call` a function or tell a `value`."""
+    if "run" in command:
+        exec(compile(without_magics(command["run"]), command["where"], "exec"), namespace)
+        return {}
+    if "set" in command:
+        namespace.update(command["set"])
+        return {}
+    name = command.get("call") or command["value"]
+    if name not in namespace:
+        return {"error": f"there is no {name} in the notebook"}
+    value = namespace[name]
+    if "call" in command:
+        value = value(**{key: from_json(item, namespace, asked) for key, item in command["arguments"].items()})
+    return {"value": to_json(value), "asked": asked}
 
 
 def main() -> None:
@@ -123,8 +130,7 @@ def main() -> None:
     sys.stdin = io.StringIO()  # input() ends at once
     namespace: Namespace = {"__name__": "__main__", "get_ipython": NoShell, "display": lambda *things: None}
     for line in commands:
-        command = json.loads(line)
-        replies.write(json.dumps({"ticket": command["ticket"], **answer(command, namespace)}) + "\n")
+        replies.write(answer(json.loads(line), namespace) + "\n")
         replies.flush()
 
 
