@@ -9,7 +9,7 @@ MOMENTS = "def second_moments(rows, clip_norm):\n"
 NOISE = "def symmetric_noise(size, std, normal):\n"
 GRADIENT = "def private_gradient(gradients, clip_norm, noise_multiplier, expected_batch, normal):\n"
 PARTS = "def gradient_from_parts(parts, clip_norm, noise_multiplier, expected_batch, normal):\n"
-CLIP = "    clip = lambda rows: torch.stack([r * min(1, clip_norm / max(float(r.norm()), 1e-30)) for r in rows])\n"
+CLIP = "    clip = lambda rows: rows / torch.tensor([max(1, float(row.norm()) / clip_norm) for row in rows])[:, None]\n"
 LOSSES = "def denoising_losses(denoise, latents, sigmas, noise):\n"
 EACH = (
     "    result = []\n"
@@ -58,9 +58,14 @@ ANSWERS: list[tuple[str, str, str, float, str]] = [
         3,
         "",
     ),
-    ("3-diffusion", "private-gradient", GRADIENT + CLIP + "    g = clip(gradients).mean(0) * len(gradients)\n"
+    ("3-diffusion", "private-gradient", GRADIENT + CLIP + "    g = clip(gradients).sum(0)\n"
      "    return g / expected_batch + normal(g.shape, noise_multiplier * clip_norm / expected_batch)", 5, ""),
+    ("3-diffusion", "microbatches", PARTS + CLIP + "    total = sum(clip(part).sum(0) for part in parts)\n"
+     "    std = noise_multiplier * clip_norm / len(parts) ** 0.5\n"
+     "    return (total + sum(normal(total.shape, std) for part in parts)) / expected_batch", 4, ""),
     ("3-diffusion", "losses", LOSSES + EACH.format(reduced=f"{FORMULA}.mean()"), 4, ""),
+    ("3-diffusion", "sampling", "def poisson_batch(uniforms, sample_rate):\n"
+     "    return torch.nonzero(uniforms < sample_rate)", 2, ""),
     ("3-diffusion", "training-epsilon", RUN + ACCOUNTED.format(event="S(P(sample_rate, G(noise_multiplier)), steps)"),
      3, ""),
     ("4-evaluation", "frechet", FRECHET + "    w = np.linalg.eigvals(s @ t).real.clip(0)\n"
@@ -97,17 +102,30 @@ ANSWERS: list[tuple[str, str, str, float, str]] = [
     ("2-compression", "own-noise", "own_moment_std = 4 * gaussian_noise_multiplier(epsilon, 1e-5)", 0, "not composed"),
     ("3-diffusion", "private-gradient", GRADIENT + "    g = gradients.mean(0)\n    g = g * min(1, clip_norm / "
      "float(g.norm().clamp_min(1e-9)))\n    return g + normal(g.shape, noise_multiplier * clip_norm / expected_batch)",
-     3, "after averaging"),
+     2, "after averaging"),
     ("3-diffusion", "private-gradient", GRADIENT + CLIP + "    g = clip(gradients).sum(0)\n"
-     "    return (g + normal(g.shape, noise_multiplier * clip_norm)) / len(gradients)", 1, "batch is private"),
+     "    return (g + normal(g.shape, noise_multiplier * clip_norm)) / len(gradients)", 0, "batch is private"),
+    ("3-diffusion", "private-gradient", GRADIENT + CLIP + "    if len(gradients) == 0:\n        return torch.zeros("
+     "gradients.shape[1])\n    g = clip(gradients).sum(0)\n"
+     "    return (g + normal(g.shape, noise_multiplier * clip_norm)) / expected_batch", 4, "needs noise too"),
+    ("3-diffusion", "private-gradient", GRADIENT + CLIP + "    g = sum(row for row in clip(gradients))\n"
+     "    return (g + normal(g.shape, noise_multiplier * clip_norm)) / expected_batch", 4, "With an empty batch"),
+    ("3-diffusion", "microbatches", PARTS + CLIP + "    total = sum(torch.stack(list(clip(part))).sum(0) for part in "
+     "parts)\n    return (total + normal(total.shape, noise_multiplier * clip_norm)) / expected_batch", 2,
+     "With an empty part"),
     ("3-diffusion", "microbatches", PARTS + CLIP + "    return sum(clip(part).sum(0) + normal(part.shape[1:], "
      "noise_multiplier * clip_norm) for part in parts) / expected_batch", 2, "per microbatch"),
     ("3-diffusion", "losses", LOSSES + "    latents = (latents - latents.mean(0)) / latents.std(0)\n"
      + EACH.format(reduced=f"{FORMULA}.mean()"), 0, "batch statistics"),
+    ("3-diffusion", "losses", LOSSES + "    n, K, d = noise.shape\n    x, s = latents.repeat(K, 1), sigmas.flatten()\n"
+     "    guess = denoise(x + s[:, None] * noise.reshape(-1, d), s)\n"
+     "    return ((1 + s**-2)[:, None] * (guess - x) ** 2).reshape(n, -1).mean(1)", 0, "order in which"),
     ("3-diffusion", "losses", LOSSES + EACH.format(reduced=f"{FORMULA}.mean(1).sum()"), 1, "added up and not averaged"),
     ("3-diffusion", "losses", LOSSES + EACH.format(reduced="((guess - x) ** 2).mean()"), 1, "weight"),
     ("3-diffusion", "sampling", "def poisson_batch(uniforms, sample_rate):\n"
      "    return uniforms.argsort()[: round(len(uniforms) * sample_rate)].sort().values", 0, "fixed size"),
+    ("3-diffusion", "sampling", "def poisson_batch(uniforms, sample_rate):\n    return uniforms < sample_rate", 0,
+     "positions are asked for"),
     ("3-diffusion", "training-epsilon", RUN + ACCOUNTED.format(event="P(sample_rate, G(noise_multiplier))"), 0,
      "not composed"),
     ("3-diffusion", "sampler", SAMPLE + "    x = noise\n    for now, following in pairwise(sigmas):\n        x = x + "
@@ -118,6 +136,11 @@ ANSWERS: list[tuple[str, str, str, float, str]] = [
     ("4-evaluation", "downstream", "def downstream_accuracy(synthetic, synthetic_labels, real, real_labels):\n"
      "    means = np.stack([real[real_labels == k].mean(0) for k in range(3)])\n"
      "    return ((real[:, None] - means) ** 2).sum(2).argmin(1).__eq__(real_labels).mean()", 0, "trained on real"),
+    ("4-evaluation", "downstream", "def downstream_accuracy(synthetic, synthetic_labels, real, real_labels):\n"
+     "    means = np.stack([synthetic[synthetic_labels == k].mean(0) for k in range(3)])\n"
+     "    return 100 * (((real[:, None] - means) ** 2).sum(2).argmin(1) == real_labels).mean()", 0, "percentage"),
+    ("4-evaluation", "frechet", FRECHET + "    return gap + np.trace(s + t - 2 * linalg.sqrtm(s @ t) * (1 + 0j))", 0,
+     "expected real ones"),
     ("4-evaluation", "membership", "def membership_auc(member_scores, other_scores):\n"
      "    return (member_scores[:, None] > other_scores).mean()", 0, "tie counts nothing"),
     ("4-evaluation", "bound", BOUND + "    return max(0, math.log((1 - delta - false_positive_rate) / "

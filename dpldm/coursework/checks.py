@@ -13,6 +13,7 @@ called, the check ends there: what it found before counts.
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,19 @@ def normal(seed: int | None, tensors: bool = False) -> dict[str, Any]:
     return {"normal": seed, "tensors": tensors}
 
 
+@contextmanager
+def told(case: str) -> Iterator[None]:
+    """Says of what can't be had in which case that is, such as "With an empty batch"."""
+    try:
+        yield
+    except Broken as why:
+        raise Broken(f"{case}: {why}") from None
+
+
 def tensor(values: Any, dtype: str = "float32") -> dict[str, Any]:
-    """An argument that arrives as a tensor."""
-    return {"tensor": np.asarray(values).tolist(), "dtype": dtype}
+    """An argument that arrives as a tensor; one without rows keeps its columns."""
+    array = np.asarray(values)
+    return {"tensor": array.tolist(), "dtype": dtype, "shape": list(array.shape)}
 
 
 def named(name: str) -> dict[str, str]:
@@ -164,6 +175,8 @@ def judge_noise(
         return Finding(points, False, "No noise was drawn by normal(shape, std).")
     if draws == 1:
         return Finding(points, False, "One number of noise is shared by all coordinates: each needs its own.")
+    if has_std(noise, right):  # also where it is put together from several draws
+        return Finding(points, True)
     if draws > noise.size:
         return Finding(points, False, "More noise is drawn than one release needs: is it added per row or per part?")
     mistakes = {
@@ -174,8 +187,6 @@ def judge_noise(
         "The noise is divided by the number of rows, which is private.": right * expected / count,
         "The sensitivity does not take part as it should: it is squared.": right * clip_norm,
     }
-    if has_std(noise, right):
-        return Finding(points, True)
     for sentence, wrong in mistakes.items():
         if has_std(noise, wrong):
             return Finding(points, False, sentence)

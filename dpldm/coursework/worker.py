@@ -48,7 +48,7 @@ def from_json(value: Any, namespace: Namespace, asked: list[Any]) -> Any:
     if "tensor" in value:
         import torch
 
-        return torch.tensor(value["tensor"], dtype=getattr(torch, value.get("dtype", "float32")))
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])).reshape(value["shape"])
     if "normal" in value:
         return normal_source(value["normal"], value.get("tensors", False), asked)
     if "name" in value:

@@ -13,7 +13,19 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDp
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from dpldm.coursework.checks import Array, Finding, Student, close, judge, judge_noise, named, normal, tensor
+from dpldm.coursework.checks import (
+    Array,
+    Finding,
+    Student,
+    close,
+    has_std,
+    judge,
+    judge_noise,
+    named,
+    normal,
+    tensor,
+    told,
+)
 from dpldm.privacy.mechanisms import gaussian_epsilon
 
 DELTA = 1e-5
@@ -69,9 +81,12 @@ def private_gradient(student: Student) -> Iterator[Finding]:
     loud = student.call("private_gradient", gradients=tensor(rows), **settings, normal=normal(7, True))
     noise = (loud.array((size,)) - quiet.array((size,))) * expected
     yield judge_noise(2, noise, loud.asked, clip_norm, noise_multiplier, count, expected)
-    nothing = {"tensor": [[0.0] * size], "dtype": "float32"}
-    empty = student.call("private_gradient", gradients=nothing, **settings, normal=normal(8, True)).array((size,))
-    yield Finding(1, bool(np.any(empty)), "A batch without gradients needs noise too, or it shows that it is one.")
+    with told("With an empty batch"):
+        nothing = student.call(
+            "private_gradient", gradients=tensor(np.zeros((0, size))), **settings, normal=normal(8, True)
+        )
+        empty = nothing.array((size,))
+    yield Finding(1, bool(np.any(empty)), "An empty batch needs noise too, or it shows that it is one.")
 
 
 def microbatches(student: Student) -> Iterator[Finding]:
@@ -92,13 +107,16 @@ def microbatches(student: Student) -> Iterator[Finding]:
         / sum(sizes),
         "The rows are not clipped.": sum(totals) / expected,
     }
-    sent = [tensor(part) for part in parts]
+    sent, nothing = [tensor(part) for part in parts], tensor(np.zeros((0, size)))
     quiet = student.call("gradient_from_parts", parts=sent, **settings, normal=normal(None, True))
     right = sum(part.sum(axis=0) for part in short) / expected
     yield judge(2, quiet.array((size,)), right, mistakes, "Without noise, this is not the mean gradient of the batch.")
-    loud = student.call("gradient_from_parts", parts=sent, **settings, normal=normal(9, True))
-    noise = (loud.array((size,)) - quiet.array((size,))) * expected
-    if sum(math.prod(shape) for shape, _ in loud.asked) == len(parts) * size:
+    with told("With an empty part"):
+        loud = student.call("gradient_from_parts", parts=[*sent, nothing], **settings, normal=normal(9, True))
+        noise = (loud.array((size,)) - quiet.array((size,))) * expected
+    draws = sum(math.prod(shape) for shape, _ in loud.asked)
+    each = draws in (len(parts) * size, (len(parts) + 1) * size)  # the empty one may be left out
+    if each and not has_std(noise, noise_multiplier * clip_norm):
         yield Finding(2, False, "Noise is added per microbatch: all parts together are one release.")
     else:
         yield judge_noise(2, noise, loud.asked, clip_norm, noise_multiplier, sum(sizes), expected)
@@ -113,9 +131,10 @@ def losses(student: Student) -> Iterator[Finding]:
         sent = {"latents": tensor(rows), "sigmas": tensor(sigmas), "noise": tensor(noise)}
         return student.call("denoising_losses", denoise=named("shrink"), **sent).array((6,))
 
-    noisy = latents[:, None] + sigmas[..., None] * noise
-    errors = (noisy / (1 + sigmas[..., None] ** 2) - latents[:, None]) ** 2
-    weights = 1 + 1 / sigmas[..., None] ** 2
+    def errors_of(rows: Array) -> Array:
+        return ((rows + sigmas[..., None] * noise) / (1 + sigmas[..., None] ** 2) - rows) ** 2
+
+    errors, weights = errors_of(latents[:, None]), 1 + 1 / sigmas[..., None] ** 2
     right, plain = (weights * errors).mean(axis=(1, 2)), errors.mean(axis=(1, 2))
     mistakes = {
         "The weight of the noise level is left out.": plain,
@@ -130,7 +149,9 @@ def losses(student: Student) -> Iterator[Finding]:
     alone = close(call(moved)[0], got[0])
     sentence = "The loss of a latent changes with the other latents: batch statistics have no place in it."
     if not alone:
-        yield Finding(4, False, sentence)
+        tiled = (weights * errors_of(latents[np.arange(30).reshape(6, 5) % 6])).mean(axis=(1, 2))
+        order = "A latent meets the noises of others: look at the order in which the latents are repeated."
+        yield Finding(4, False, order if close(got, tiled, 1e-3) else sentence)
         return
     yield judge(3, got, right, mistakes, "The losses are not those of the formula.", relative=1e-3)
     yield Finding(1, alone and bool(np.ptp(got) > 0), sentence)
@@ -139,12 +160,14 @@ def losses(student: Student) -> Iterator[Finding]:
 def sampling(student: Student) -> Iterator[Finding]:
     uniforms = np.random.default_rng(25).uniform(size=40) ** 2  # more low numbers than a rate tells to expect
     for sample_rate in (0.3, 0.15):
-        got = student.call("poisson_batch", uniforms=tensor(uniforms), sample_rate=sample_rate).array()
+        got = student.call("poisson_batch", uniforms=tensor(uniforms), sample_rate=sample_rate).array().ravel()
         right = np.flatnonzero(uniforms < sample_rate)
         fixed = np.sort(np.argsort(uniforms)[: round(40 * sample_rate)])
         sentence = "A batch of fixed size is not a Poisson sample: the accounting does not hold for it."
         if got.shape == fixed.shape and close(np.sort(got), fixed):
             yield Finding(1, False, sentence)
+        elif got.shape == uniforms.shape and close(got, uniforms < sample_rate):
+            yield Finding(1, False, "What is returned says of each example whether it is in; positions are asked for.")
         else:
             outside = "The positions are not those with a low number, or not in rising order."
             yield Finding(1, got.shape == right.shape and close(got, right), outside)

@@ -60,6 +60,7 @@ def downstream(student: Student) -> Iterator[Finding]:
         ),
         "Training and scoring are the wrong way round.": _accuracy(real, real_labels, synthetic, labels),
         "The share of wrong labels is returned.": 1 - right,
+        "A percentage is returned, and not a share.": 100 * right,
     }
     sent = {"synthetic": synthetic, "synthetic_labels": labels, "real": real, "real_labels": real_labels}
     got = student.call("downstream_accuracy", **sent).number()
