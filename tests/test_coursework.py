@@ -197,6 +197,17 @@ def test_each_student_gets_own_numbers_that_only_the_secret_tells(tmp_path):
     assert (tmp_path / "mei" / "1-gaussian.ipynb").read_bytes() == before
 
 
+def test_a_list_of_students_has_one_name_a_line(tmp_path, capsys):
+    (tmp_path / "secret").write_text(SECRET)
+    words = ["release", "--secret", str(tmp_path / "secret"), "--to", str(tmp_path / "out"), "--students"]
+    (tmp_path / "names").write_text("mei\n\n  noor \n")
+    assert main([*words, str(tmp_path / "names")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mei", "noor"]
+    (tmp_path / "names").write_text("Ada Lovelace\n")
+    assert main([*words, str(tmp_path / "names")]) == 1
+    assert "got 'Ada Lovelace'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b"])
 def test_release_refuses_a_name_that_is_no_name(tmp_path, name):
     with pytest.raises(CourseworkError, match="expected a"):

@@ -61,7 +61,8 @@ def secret_of(file: Path | None) -> str | None:
 
 def hand_out(given: argparse.Namespace, assignments: Sequence[Assignment], check_folder: Path) -> None:
     """Write the assignments without solutions."""
-    students = given.students.read_text(encoding="utf-8").split() if given.students else []
+    lines = given.students.read_text(encoding="utf-8").splitlines() if given.students else []
+    students = [line.strip() for line in lines if line.strip()]
     sources = [checks.source_of(one.name, check_folder) for one in assignments]
     hidden = [source.read_text(encoding="utf-8") for source in sources if source.exists()]
     files = release(assignments, given.to, students, secret_of(given.secret), hidden)

@@ -22,7 +22,8 @@
 # - Fill in the cells that say `YOUR CODE HERE`. Keep the names of the functions and of their arguments; add what you
 #   like beside them. The cell after each answer has examples to try; the grading calls your functions with others.
 # - Each question is graded by itself: none needs the answer to an earlier one.
-# - Cells tagged `explore` are for looking and are not graded.
+# - Cells of examples, and those to look at (tagged `explore`), are not run when it is graded: define nothing there that
+#   an answer needs.
 #
 # Neighbouring data sets differ by **one record more or less** (add-or-remove-one). All arrays are PyTorch tensors.
 
@@ -69,7 +70,7 @@ assert torch.allclose(clipped, torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
 # deviation is the noise multiplier times the sensitivity, and divide by the **expected** batch size.
 #
 # Draw noise **only** by `normal(shape, std)`, which returns a tensor. The grading gives its own. The batch may be
-# empty.
+# empty: `gradients` then has no rows, and as many columns as ever.
 
 
 # %% nbgrader={"grade_id": "private-gradient", "solution": true}
@@ -162,7 +163,7 @@ assert torch.allclose(one, torch.tensor([0.5]))
 
 # %% nbgrader={"grade_id": "sampling", "solution": true}
 def poisson_batch(uniforms, sample_rate):
-    """The positions of the examples in the batch, rising, from one uniform number (n,) for each."""
+    """The positions (m,) of the examples in the batch, rising, from one uniform number (n,) for each."""
     ### BEGIN SOLUTION
     return [position for position, number in enumerate(uniforms.tolist()) if number < sample_rate]
     ### END SOLUTION
@@ -199,6 +200,8 @@ assert training_epsilon(1.0, 0.01, 100, 1e-5) < training_epsilon(1.0, 0.01, 1000
 # $x_0 = \sigma_0 n$ and take Euler steps along the slope $(x - D(x, \sigma)) / \sigma$:
 #
 # $$x_{t+1} = x_t + (\sigma_{t+1} - \sigma_t)\, \frac{x_t - D(x_t, \sigma_t)}{\sigma_t}.$$
+#
+# As in question 4, `denoise(noisy, sigmas)` takes a level for each row.
 
 
 # %% nbgrader={"grade_id": "sampler", "solution": true}
@@ -245,7 +248,9 @@ assert own_noise_multiplier > 0
 #
 # 10,000 handwritten digits become 8 latents by principal components. Those are not private here, so that only the
 # training is looked at. A small network learns to denoise the latents by your own functions, and what it samples is
-# decoded. This cell takes longer than all others.
+# decoded. This cell takes longer than all others. It asks for the gradient of one latent's loss, and `vmap` of PyTorch
+# does so for all of them at once. If it stops there and your examples ran, look in your losses for an `if`, a `float()`
+# or an `.item()` on values of a tensor. The grading does not mind them.
 
 # %% tags=["explore"] nbgrader={"grade_id": "explore-training"}
 import matplotlib.pyplot as plt
@@ -301,8 +306,8 @@ plt.show()
 # %% [markdown] nbgrader={"grade_id": "about-why", "locked": true}
 # ## Question 9: in your own words (3 points)
 #
-# Someone replaces the layer norm in the network by batch norm, keeps everything else, and reports the same ε. Why does
-# the promise no longer hold? And why do $K$ noises per latent not cost $K$ times as much? Six sentences at most.
+# Someone puts batch norm into the network, keeps everything else, and reports the same ε. Why does the promise no
+# longer hold? And why do $K$ noises per latent not cost $K$ times as much? Six sentences at most.
 
 # %% [markdown] nbgrader={"grade_id": "why", "grade": true, "solution": true, "points": 3}
 # With batch norm the output for one example depends on the mean and spread of its batch, so one record changes the

@@ -23,7 +23,8 @@
 # - Fill in the cells that say `YOUR CODE HERE`. Keep the names of the functions and of their arguments; add what you
 #   like beside them. The cell after each answer has examples to try; the grading calls your functions with others.
 # - Each question is graded by itself: none needs the answer to an earlier one.
-# - Cells tagged `explore` are for looking and are not graded.
+# - Cells of examples, and those to look at (tagged `explore`), are not run when it is graded: define nothing there that
+#   an answer needs.
 
 # %% nbgrader={"grade_id": "given-imports", "locked": true}
 import math
