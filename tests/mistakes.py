@@ -143,8 +143,11 @@ ANSWERS: list[tuple[str, str, str, float, str]] = [
      "expected real ones"),
     ("4-evaluation", "membership", "def membership_auc(member_scores, other_scores):\n"
      "    return (member_scores[:, None] > other_scores).mean()", 0, "tie counts nothing"),
-    ("4-evaluation", "bound", BOUND + "    return max(0, math.log((1 - delta - false_positive_rate) / "
+    ("4-evaluation", "bound", BOUND + "    return max(0, math.log(max(1e-9, 1 - delta - false_positive_rate) / "
      "false_negative_rate))", 2, "Only one"),
+    ("4-evaluation", "bound", BOUND + "    a, b = false_positive_rate, false_negative_rate\n"
+     "    return max(0, math.log((1 - delta - a) / b), math.log((1 - delta - b) / a))", 3,
+     "Where nothing is ruled out:"),
     ("4-evaluation", "rate", RATE + "    return errors / trials", 1, "that was seen"),
     ("4-evaluation", "caught", CAUGHT + "    return True", 0, "the same whatever"),
     ("4-evaluation", "caught", CAUGHT + "    return bool(np.mean(with_record) > np.mean(without_record) + 2)", 2,

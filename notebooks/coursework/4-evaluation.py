@@ -114,7 +114,7 @@ assert membership_auc(np.array([1.0]), np.array([1.0])) == 0.5
 
 # %% nbgrader={"grade_id": "bound", "solution": true}
 def epsilon_lower(false_positive_rate, false_negative_rate, delta):
-    """A lower bound on ε from the error rates of an attack, both above 0."""
+    """A lower bound on ε from the error rates of an attack, each above 0 and at most 1."""
     ### BEGIN SOLUTION
     rates = ((false_positive_rate, false_negative_rate), (false_negative_rate, false_positive_rate))
     return max([0.0, *(math.log((1 - delta - one) / other) for one, other in rates if 1 - delta - one > 0)])
