@@ -224,9 +224,10 @@ def clip_rows(rows, clip_norm):
 PEEK = """
 import glob, os, sys, gc, inspect
 seen = []
+python = [place for prefix in (sys.prefix, sys.base_prefix) for place in (prefix, os.path.realpath(prefix))]
 for top in ("/", os.path.expanduser("~"), {places}):
     for folder, _, names in os.walk(top):
-        if folder.startswith(("/proc", "/sys", "/usr", sys.prefix, sys.base_prefix)):
+        if folder.startswith(("/proc", "/sys", "/usr", *python)):
             continue
         for name in names:
             try:
