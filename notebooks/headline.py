@@ -32,7 +32,7 @@ from myst_nb import glue
 from dpldm.book import comparison, headline, ingredients, pipeline, published, series, style, targets
 from dpldm.book.samples import real_beside_synthetic
 from dpldm.data import datasets
-from dpldm.records import tables
+from dpldm.records import numbers
 from dpldm.records.files import read_all
 from dpldm.records.images import load_images
 from dpldm.records.names import record_name
@@ -69,7 +69,7 @@ glue("delta", style.decimal(spent["delta"]), display=False)
 glue("n_synthetic", f"{metrics['n_synthetic']:,}", display=False)
 glue("cnn", f"{100 * torch.tensor(metrics['accuracy']['cnn']).mean():.1f}", display=False)
 glue("fid", f"{metrics['fid_classifier']:.2f}", display=False)
-glue("run_time", tables.duration(sum(filter(None, record["seconds"].values()))), display=False)
+glue("run_time", numbers.duration(sum(filter(None, record["seconds"].values()))), display=False)
 glue("device", record["device"].removeprefix("cpu: "), display=False)
 
 # %% [markdown]

@@ -29,7 +29,7 @@ from dpldm.records import environment, files, schema, stages
 from dpldm.records.images import load_images
 from dpldm.records.names import record_name
 from dpldm.records.settings import from_json, to_json
-from dpldm.rivals import base, class_gaussian, dp_merf
+from dpldm.rivals import base, class_gaussian, dp_merf, real
 from dpldm.rivals.class_gaussian import ClassGaussian, NoisedLatents
 from dpldm.rivals.dp_merf import MeanEmbedding
 from dpldm.rivals.real import RealImages
@@ -428,7 +428,8 @@ def test_a_restored_fit_draws_the_same_in_batches(name: str, monkeypatch: pytest
     assert images.shape == (64, *SHAPE)
     assert 0 <= float(images.min()) <= float(images.max()) <= 1
     assert torch.equal(images, draw(first, 64)[0])
-    monkeypatch.setattr(base, "BATCH", 7)
+    for module in (base, class_gaussian, dp_merf, real):
+        monkeypatch.setattr(module, "BATCH", 7, raising=False)
     assert [len(part) for part in again.sample(torch.zeros(16, dtype=torch.int64), 0)] == [7, 7, 2]
 
 

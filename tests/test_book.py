@@ -326,7 +326,7 @@ def test_a_run_from_the_command_line_is_taken_as_it_is_unless_its_code_is_unknow
     finish()
     freshness.forget_stale_run(record, root, pytest.fail)
     assert all(file.exists() for file in made)
-    (root / "dpldm" / "mixture.py").write_text("x = 2")
+    (root / "dpldm" / "method" / "mixture.py").write_text("x = 2")
     said: list[str] = []
     freshness.forget_stale_run(record, root, said.append)
     assert said == ["some: to be made again, dpldm/method/mixture.py changed"]
@@ -369,7 +369,7 @@ def test_damaged_note_on_the_code_counts_as_none(old_run):
 
 def test_build_forgets_a_stale_run_before_the_first_notebook(old_run, monkeypatch):
     root, record, _made, _ = old_run
-    monkeypatch.setattr(notebooks, "check_by_library", lambda found, parameters, root: record)
+    monkeypatch.setattr(build, "check_by_library", lambda found, parameters, root: record)
     text = TOY + "\n# %%\nimport os\nprint(os.path.exists('runs/records/some.json'))\n"
     (root / "notebooks" / "toy.py").write_text(text)
     said: list[str] = []
@@ -485,7 +485,7 @@ def test_failed_cell_is_named_and_nothing_is_half_written(made, cell, message):
 
 def test_a_long_cell_is_told_while_it_works(tmp_path, monkeypatch):
     """Which cell of how many, under which heading, and the share that the run in it gives; also without a terminal."""
-    slow = "\n# %% [markdown]\n# ## A long run\n\n# %%\nimport time\nfrom dpldm.experiment import Progress\n"
+    slow = "\n# %% [markdown]\n# ## A long run\n\n# %%\nimport time\nfrom dpldm.runs.experiment import Progress\n"
     slow += "Progress().track('diffusion', 0.25)\ntime.sleep(1.5)\n"
     root = make_book(tmp_path, **{"notebooks/toy.py": TOY + slow})
     monkeypatch.setattr(heartbeat, "EVERY", 0.2)
@@ -524,7 +524,7 @@ def test_executions_tell_times_and_parameters(small_book):
 def test_interrupt_leaves_nothing_half_written_and_no_process(tmp_path):
     slow = TOY + "\n# %%\nimport os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(100)\n"
     root = make_book(tmp_path, **{"notebooks/toy.py": slow})
-    code = f"from pathlib import Path; from dpldm import book; book.build({{}}, root=Path({str(root)!r}))"
+    code = f"from pathlib import Path; from dpldm.book import build; build.build({{}}, root=Path({str(root)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
     end = time.monotonic() + 90
     while not (root / "kernel").exists() and time.monotonic() < end:

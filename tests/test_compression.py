@@ -7,10 +7,11 @@ from dpldm.method import autoencoder, compression, pca
 from dpldm.method.compression import CompressionSettings
 from dpldm.method.pca import PCASettings, PrivatePCA
 from dpldm.method.settings import SynthesisSettings, smoke
+from dpldm.method.training import FitSettings
 from dpldm.privacy.accounting import Ledger
 from dpldm.privacy.budget import Allowance
 from dpldm.privacy.guard import PrivateData
-from dpldm.privacy.noise import NoiseSource
+from dpldm.privacy.noise import NoiseSource, clip_rows
 
 SHAPES = [(1, 8, 8), (1, 15, 15), (3, 16, 16), (1, 64, 64)]
 TINY = smoke(SynthesisSettings()).compression
@@ -108,7 +109,7 @@ def test_an_extreme_image_moves_the_moments_by_at_most_the_sensitivity():
     white = compressor._coefficients(torch.ones(1, 1, 8, 8)) - compressor.mean
     radius = settings.clip_norm * 8
     assert white.norm() > radius  # so clipping matters
-    clipped = compression.clip_rows(white, radius)
+    clipped = clip_rows(white, radius)
     assert (clipped.T @ clipped).norm() <= radius**2 * (1 + 1e-6)
 
 
@@ -132,7 +133,7 @@ def test_refined_decoder_starts_at_the_linear_one_and_learns_what_it_misses():
     settings = autoencoder.RefinedPCASettings(
         pca=PCASettings(dim=2, frequencies=8),
         width=64,
-        fit=compression.FitSettings(steps=600, batch=256, learning_rate=0.01),
+        fit=FitSettings(steps=600, batch=256, learning_rate=0.01),
     )
     compressor = autoencoder.RefinedPCA((1, 8, 8), settings)
     fit(compressor, images)

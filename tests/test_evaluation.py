@@ -310,8 +310,8 @@ def test_real_test_images_are_not_there_while_classifiers_train(
         looks.append(images is wiped.images)
         return accuracy(network, images, labels, indices, bfloat16)
 
-    monkeypatch.setattr(classifiers, "train_classifier", train_without_test_set)
-    monkeypatch.setattr(classifiers, "accuracy", counted)
+    monkeypatch.setattr(protocol, "train_classifier", train_without_test_set)
+    monkeypatch.setattr(protocol, "accuracy", counted)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one at a time, so that wiping cannot hit a score
     parts = protocol.evaluation_parts(
         synthetic.images, synthetic.labels, train, wiped, TINY, seed=4, done=("fidelity", "memorisation")
@@ -340,7 +340,7 @@ def test_an_error_in_one_part_stops_the_others(
         raise OSError("disk full")
 
     synthetic, train, test = toys
-    monkeypatch.setattr(fidelity, "memorisation", broken)
+    monkeypatch.setattr(protocol, "memorisation", broken)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     settings = replace(TINY, cnn_epochs=10_000, classifier_seeds=1)
     parts = protocol.evaluation_parts(synthetic.images, synthetic.labels, train, test, settings, done=("fidelity",))

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpldm import methods, recipes
+from dpldm.data import own
 from dpldm.evaluation import protocol
 from dpldm.evaluation.settings import EvaluationSettings
 from dpldm.method.finishing import FinishSettings
@@ -34,7 +35,7 @@ from dpldm.records import environment, files, grids, schema, stages
 from dpldm.records.images import load_images
 from dpldm.records.names import record_name
 from dpldm.records.schema import RecordError
-from dpldm.records.settings import from_json, to_json
+from dpldm.records.settings import SettingsError, from_json, to_json
 from dpldm.runs import experiment, job, words
 from dpldm.runs.chosen import _own_name, _secret, choose, made_today
 from dpldm.runs.experiment import Experiment, ExperimentError, Folders, Progress
@@ -412,7 +413,7 @@ def test_own_data_is_never_named_like_a_public_set() -> None:
 
 
 def test_a_limit_takes_the_same_images_whatever_they_are(data: Path) -> None:
-    images = experiment.datasets.load_own(data)
+    images = own.load_own(data)
     some = job._limited(images, 50)
     order = torch.randperm(600, generator=torch.Generator().manual_seed(0))[:50]
     assert torch.equal(some.images, images.images[order])
@@ -568,7 +569,7 @@ def test_wrong_settings_are_refused() -> None:
         (right | {"steps": True}, "settings.steps: expected int, got True"),
         ([], "expected an object"),
     ):
-        with pytest.raises(ExperimentError, match=message):
+        with pytest.raises(SettingsError, match=message):
             from_json(SamplingSettings, wrong)
     assert from_json(SamplingSettings, right | {"guidance": 2}).guidance == 2.0
 

@@ -96,8 +96,8 @@ def test_recipes():
 
 @pytest.mark.parametrize("name", GOLDEN["fits"])
 def test_toy_fits(name):
-    # Sums of floats come out a little otherwise on another processor, and decompositions make more of that: up to half a
-    # per cent was seen. Another seed or order changes all of a number.
+    # Sums of floats come out a little otherwise on another processor, and decompositions make more of that: up to half
+    # a per cent was seen. Another seed or order changes all of a number.
     found, wanted = toy_fit(name), GOLDEN["fits"][name]
     assert list(found) == list(wanted)
     for key, (count, norm, *first) in wanted.items():

@@ -6,6 +6,7 @@ A bug is a change in the text of one function of the library, which is then comp
 
 import importlib
 import inspect
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Bug:
-    """``where``: module, then function or class and method, with dots. ``case``: of `neighbours.cases`. ``seen``: part
+    """``where``: module, a colon, then function or class and method. ``case``: of `neighbours.cases`. ``seen``: part
     of the complaint that is expected."""
 
     name: str
@@ -30,7 +31,7 @@ class Bug:
 
 OURS, REFINED, AUTOENCODER = "dpldm, pca", "dpldm, refined-pca", "dpldm, autoencoder"
 GAUSSIAN = "class-gaussian"
-PCA, MIXTURE = "compression.PrivatePCA.fit", "mixture.fit_mixture"
+PCA, MIXTURE = "method.pca:PrivatePCA.fit", "method.mixture:fit_mixture"
 
 BUGS = [
     # The mean of the images, and their second moments
@@ -159,7 +160,7 @@ BUGS = [
     Bug(
         "moments of all classes for each",
         GAUSSIAN,
-        "mixture._class_moments",
+        "method.mixture:_class_moments",
         "latents[labels == c].T @ latents[labels == c]",
         "latents.T @ latents",
         "latent second moments",
@@ -176,7 +177,7 @@ BUGS = [
     Bug(
         "whitening of edges from private images",
         OURS,
-        "transport.Transport.fit",
+        "method.edge_transport:Transport.fit",
         "                return whitened(images, self.mean, self.axes)\n",
         "                self.mean = self.mean + images.mean()\n"
         "                return whitened(images, self.mean, self.axes)\n",
@@ -194,7 +195,7 @@ BUGS = [
     Bug(
         "residuals not clipped",
         OURS,
-        "selection.Selector.fit",
+        "method.classifier:Selector.fit",
         "clip_rows((features @ weights).softmax(1) - wanted, 1.0)",
         "3 * ((features @ weights).softmax(1) - wanted)",
         "selector gradients",
@@ -202,7 +203,7 @@ BUGS = [
     Bug(
         "features not clipped",
         OURS,
-        "selection.Selector.fit",
+        "method.classifier:Selector.fit",
         "clip_rows(features, mechanism.sensitivity).double()",
         "(3 * features).double()",
         "selector gradients",
@@ -210,7 +211,7 @@ BUGS = [
     Bug(
         "views are added, not averaged",
         OURS,
-        "selection.Selector.fit",
+        "method.classifier:Selector.fit",
         "features.T @ residuals / len(views)",
         "2 * features.T @ residuals",
         "selector gradients",
@@ -218,7 +219,7 @@ BUGS = [
     Bug(
         "a stop that looks at the gradient",
         OURS,
-        "selection.Selector.fit",
+        "method.classifier:Selector.fit",
         "            velocity = settings.momentum * velocity + release(total_gradient, mechanism, noise) / len(data)\n",
         "            velocity = settings.momentum * velocity + release(total_gradient, mechanism, noise) / len(data)\n"
         "            if len(labels) != 48:\n                return\n",
@@ -227,7 +228,7 @@ BUGS = [
     Bug(
         "weights start at the classes' shares",
         OURS,
-        "selection.Selector.fit",
+        "method.classifier:Selector.fit",
         "weights = torch.zeros(views[0].shape[1], self.num_classes, dtype=torch.float64)",
         "weights = wanted.mean(0).expand(views[0].shape[1], -1).clone()",
         "selection/weights moves",
@@ -236,7 +237,7 @@ BUGS = [
     Bug(
         "exact class counts",
         OURS,
-        "embedding.mean_embedding",
+        "method.embedding:mean_embedding",
         "(total[:, -1:] / count_scale).clamp_min(least)",
         "torch.bincount(labels, minlength=data.num_classes)[:, None].clamp_min(1)",
         "matching",
@@ -244,7 +245,7 @@ BUGS = [
     Bug(
         "exact class counts, DP-MERF",
         "dp-merf",
-        "embedding.mean_embedding",
+        "method.embedding:mean_embedding",
         "(total[:, -1:] / count_scale).clamp_min(least)",
         "torch.bincount(labels, minlength=data.num_classes)[:, None].clamp_min(1)",
         "embedding moves",
@@ -252,7 +253,7 @@ BUGS = [
     Bug(
         "features not clipped, longer than 1",
         "dp-merf",
-        "embedding._class_sums",
+        "method.embedding:_class_sums",
         "clip_rows(features(part.to(features.pixels.device)).cpu(), 1.0)",
         "1.5 * features(part.to(features.pixels.device)).cpu()",
         "mean embedding",
@@ -260,7 +261,7 @@ BUGS = [
     Bug(
         "counts weigh more than is charged",
         "dp-merf",
-        "embedding._class_sums",
+        "method.embedding:_class_sums",
         "rows.new_full((len(rows), 1), count_scale)",
         "rows.new_full((len(rows), 1), 10 * count_scale)",
         "mean embedding",
@@ -268,7 +269,7 @@ BUGS = [
     Bug(
         "features of centred images",
         "dp-merf",
-        "embedding._class_sums",
+        "method.embedding:_class_sums",
         "features(part.to(features.pixels.device))",
         "features(part.to(features.pixels.device) - images.mean(0))",
         "mean embedding",
@@ -277,7 +278,7 @@ BUGS = [
     Bug(
         "loss depends on the batch",
         OURS,
-        "diffusion.denoising_loss",
+        "method.diffusion:denoising_loss",
         "    sigma = levels",
         "    latents = latents - latents.mean(0)\n    sigma = levels",
         "an example's loss",
@@ -285,7 +286,7 @@ BUGS = [
     Bug(
         "loss depends on the batch, pixels",
         "dpdm",
-        "diffusion.denoising_loss",
+        "method.diffusion:denoising_loss",
         "    sigma = levels",
         "    latents = latents - latents.mean(0)\n    sigma = levels",
         "an example's loss",
@@ -293,7 +294,7 @@ BUGS = [
     Bug(
         "mean over the batch",
         "dpdm",
-        "diffusion.denoising_loss",
+        "method.diffusion:denoising_loss",
         "error.square().mean(dim=(1, 2))",
         "error.square().mean(dim=(1, 2)) / len(latents)",
         "an example's loss",
@@ -301,7 +302,7 @@ BUGS = [
     Bug(
         "hard examples count more",
         OURS,
-        "diffusion.denoising_loss",
+        "method.diffusion:denoising_loss",
         "    return error.square().mean(dim=(1, 2))\n",
         "    each = error.square().mean(dim=(1, 2))\n    return each * each.detach() / each.detach().max()\n",
         "an example's loss",
@@ -309,7 +310,7 @@ BUGS = [
     Bug(
         "targets against the batch",
         REFINED,
-        "compression.RefinedPCA.fit",
+        "method.autoencoder:RefinedPCA.fit",
         "(network(latents[chosen]) - missing[chosen]).square().sum(1)",
         "(network(latents[chosen]) - missing[chosen] + missing[chosen].mean(0)).square().sum(1)",
         "an example's loss",
@@ -317,7 +318,7 @@ BUGS = [
     Bug(
         "weights from what is missing",
         REFINED,
-        "compression.RefinedPCA.fit",
+        "method.autoencoder:RefinedPCA.fit",
         "        for step in training.fit(self._build(),",
         "        self._build()\n        self.pca.scale = self.pca.scale + missing.mean()\n"
         "        for step in training.fit(self._build(),",
@@ -326,7 +327,7 @@ BUGS = [
     Bug(
         "one loss for all",
         REFINED,
-        "compression.RefinedPCA.fit",
+        "method.autoencoder:RefinedPCA.fit",
         "(network(latents[chosen]) - missing[chosen]).square().sum(1)",
         "(network(latents[chosen]) - missing[chosen]).square().sum().expand(len(chosen))",
         "an example's loss",
@@ -334,7 +335,7 @@ BUGS = [
     Bug(
         "batch normalisation of codes",
         AUTOENCODER,
-        "compression.Autoencoder._encode",
+        "method.autoencoder:Autoencoder._encode",
         'code = network["encoder"](images.flatten(1) - 0.5)',
         'code = network["encoder"](images.flatten(1) - 0.5)\n        code = code - code.mean(0)',
         "an example's loss",
@@ -342,7 +343,7 @@ BUGS = [
     Bug(
         "pixels centred on the batch",
         AUTOENCODER,
-        "compression.Autoencoder._loss",
+        "method.autoencoder:Autoencoder._loss",
         "(decoded - images[chosen].flatten(1)).square().sum(1)",
         "(decoded - images[chosen].flatten(1) + images[chosen].mean()).square().sum(1)",
         "an example's loss",
@@ -350,7 +351,7 @@ BUGS = [
     Bug(
         "bias of the decoder from the images",
         AUTOENCODER,
-        "compression.Autoencoder.fit",
+        "method.autoencoder:Autoencoder.fit",
         "        images, _ = data.read(mechanism)\n",
         '        images, _ = data.read(mechanism)\n        self.network["decoder"][-1].bias.data += images.mean()\n',
         "decoder",
@@ -358,7 +359,7 @@ BUGS = [
     Bug(
         "no clipping in DP-SGD",
         OURS,
-        "training._private_step",
+        "method.training:_private_step",
         "    for part in parts:\n",
         "    module.get_clipping_coef = lambda: torch.ones_like(module.get_norm_sample())\n    for part in parts:\n",
         "another sum",
@@ -366,7 +367,7 @@ BUGS = [
     Bug(
         "the sum is clipped, not each gradient",
         "dpdm",
-        "training._private_step",
+        "method.training:_private_step",
         "loss(module, part)).backward()",
         "loss(module, part).sum().expand(len(part)) / len(part)).backward()",
         "another sum",
@@ -374,7 +375,7 @@ BUGS = [
     Bug(
         "charged for fewer steps",
         OURS,
-        "training.fit_private",
+        "method.training:fit_private",
         "range(1, mechanism.steps + 1)",
         "range(1, mechanism.steps + 2)",
         "charged",
@@ -382,7 +383,7 @@ BUGS = [
     Bug(
         "half the noise",
         "dpdm",
-        "privacy.NoiseSource.normal",
+        "privacy.noise:NoiseSource.normal",
         "(draws * std)",
         "(draws * std / 2)",
         "noise of",
@@ -391,7 +392,7 @@ BUGS = [
     Bug(
         "latents of reading B not clipped",
         "reading-b",
-        "baselines.NoisedLatents._fit_mixture",
+        "rivals.class_gaussian:NoisedLatents._fit_mixture",
         "clip_rows(self.compressor.encode(images), radius)",
         "3 * self.compressor.encode(images)",
         "noised latents",
@@ -399,7 +400,7 @@ BUGS = [
     Bug(
         "labels of reading B without noise",
         "reading-b",
-        "baselines.NoisedLatents._fit_mixture",
+        "rivals.class_gaussian:NoisedLatents._fit_mixture",
         "rows[:, dim:].argmax(1)",
         "torch.cat([labels, labels])[: len(rows)] * 0 + int(labels.sum() % 3)",
         "mixture",
@@ -407,7 +408,7 @@ BUGS = [
     Bug(
         "labels of reading B weigh more",
         "reading-b",
-        "baselines.NoisedLatents._fit_mixture",
+        "rivals.class_gaussian:NoisedLatents._fit_mixture",
         "one_hot(labels, data.num_classes) * radius",
         "one_hot(labels, data.num_classes) * 2 * radius",
         "noised latents",
@@ -416,7 +417,7 @@ BUGS = [
     Bug(
         "transport gradient not clipped",
         "dp-sinkhorn",
-        "generators.Sinkhorn.clipped_gradient",
+        "rivals.sinkhorn:Sinkhorn.clipped_gradient",
         "clip_rows(whole, settings.clip_norm).view_as(gradient)",
         "whole.view_as(gradient)",
         "transport gradients",
@@ -424,7 +425,7 @@ BUGS = [
     Bug(
         "sensitivity of one ball's radius, each image clipped",
         "dp-sinkhorn",
-        "generators.Sinkhorn.clipped_gradient",
+        "rivals.sinkhorn:Sinkhorn.clipped_gradient",
         "clip_rows(whole, settings.clip_norm).view_as(gradient)",
         "clip_rows(whole.view_as(gradient), 4 * settings.clip_norm)",
         "transport gradients",
@@ -432,7 +433,7 @@ BUGS = [
     Bug(
         "labels drawn like the private ones",
         "dp-sinkhorn",
-        "generators.Sinkhorn.fit_gradients",
+        "rivals.sinkhorn:Sinkhorn.fit_gradients",
         "classes = self.some_labels(count, random)",
         "classes = labels[-count:]",
         "moves",
@@ -440,7 +441,7 @@ BUGS = [
     Bug(
         "steps that look at the sample",
         "dp-sinkhorn",
-        "generators.Sinkhorn.fit_gradients",
+        "rivals.sinkhorn:Sinkhorn.fit_gradients",
         "trainer.step(generated, release(gradient, mechanism, noise))",
         "trainer.step(generated, release(gradient, mechanism, noise) * len(chosen))",
         "model's",
@@ -449,7 +450,7 @@ BUGS = [
     Bug(
         "discriminator gradient not clipped",
         "gs-wgan",
-        "generators.Discriminator.gradient",
+        "rivals.gs_wgan:Discriminator.gradient",
         "clip_rows(gradient, self.settings.clip_norm)",
         "gradient",
         "discriminator gradients",
@@ -457,7 +458,7 @@ BUGS = [
     Bug(
         "generator sees the discriminator",
         "gs-wgan",
-        "generators.GradientSanitizedGAN.fit_gradients",
+        "rivals.gs_wgan:GradientSanitizedGAN.fit_gradients",
         "trainer.step(generated, release(gradient, mechanism, noise))",
         "trainer.step(generated, release(gradient, mechanism, noise) + gradient)",
         "model's",
@@ -465,7 +466,7 @@ BUGS = [
     Bug(
         "labels of a part",
         "gs-wgan",
-        "generators.GradientSanitizedGAN.fit_gradients",
+        "rivals.gs_wgan:GradientSanitizedGAN.fit_gradients",
         "classes = self.some_labels(self.generator_settings.images, random)",
         "classes = labels[-self.generator_settings.images :]",
         "move",
@@ -474,7 +475,7 @@ BUGS = [
     Bug(
         "the seed hashes the file",
         "dp-merf",
-        "experiment.fit_seed",
+        "runs.experiment:fit_seed",
         "[] if experiment.secure_mode else [dict(sha256)]",
         "[dict(sha256)]",
         "mean embedding",
@@ -506,17 +507,21 @@ FAST = {
 
 def planted(where: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a changed function in its place."""
-    module_name, *path = where.split(".")
-    module = importlib.import_module(f"dpldm.{module_name}")
+    module_name, _, named = where.partition(":")
+    module, path = importlib.import_module(f"dpldm.{module_name}"), named.split(".")
     owner: Any = module
     for name in path[:-1]:
         owner = getattr(owner, name)
-    source = inspect.getsource(getattr(owner, path[-1]))
+    before = getattr(owner, path[-1])
+    source = inspect.getsource(before)
     assert source.count(old) == 1, f"{where} changed: plant the bug anew"
     made: dict[str, Any] = {}
     changed = compile(textwrap.dedent(source.replace(old, new)), str(module.__file__), "exec")
     exec(changed, module.__dict__, made)  # the library's own text, changed above
-    monkeypatch.setattr(owner, path[-1], made[path[-1]])
+    importers = [one for name, one in sys.modules.items() if name.startswith("dpldm.")] if owner is module else [owner]
+    for place in importers:
+        if getattr(place, path[-1], None) is before:
+            monkeypatch.setattr(place, path[-1], made[path[-1]])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dpldm.data import own
-from dpldm.records import environment, files, schema, tables
+from dpldm.records import environment, files, numbers, schema, tables
 from dpldm.records.images import load_images, save_images
 from dpldm.records.names import _DEFINING, record_name
 from dpldm.records.schema import RecordError
@@ -378,7 +378,7 @@ def test_the_text_is_aligned_rounded_and_names_its_records():
     ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (164.5, "2 min 44 s"), (7260, "2 h 01 min")]
 )
 def test_durations(seconds, text):
-    assert tables.duration(seconds) == text
+    assert numbers.duration(seconds) == text
 
 
 # --- the environment ---

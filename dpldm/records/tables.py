@@ -5,10 +5,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dpldm.records.names import definition, digest_of, record_name
+from dpldm.records.numbers import duration, plain
 from dpldm.records.schema import CLASSIFIERS
 
 _GROUP = ["dataset", "method", "public_data", "profile", "epsilon", "variant", "finished"]
@@ -116,29 +116,6 @@ def _with_spread(mean: float, spread: float, scale: float, digits: int) -> str:
         return "–"
     shown = f"{mean * scale:.{digits}f}"
     return shown if math.isnan(spread) else f"{shown} ± {spread * scale:.{digits}f}"
-
-
-def plain(value: float, digits: int = 3) -> str:
-    """A number to so many digits, written out.
-
-    >>> plain(1000.0), plain(0.2), plain(12345.678, 7), plain(1e-5)
-    ('1000', '0.2', '12345.68', '0.00001')
-    """
-    return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people; NaN for what was not measured.
-
-    >>> duration(3.21), duration(42.4), duration(75.4)
-    ('3.2 s', '42 s', '1 min 15 s')
-    """
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _width(text: str) -> int:

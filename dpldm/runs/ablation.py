@@ -16,7 +16,7 @@ import pandas as pd
 
 from dpldm import methods
 from dpldm.data import datasets
-from dpldm.records import environment, files, settings, tables
+from dpldm.records import environment, files, numbers, settings
 from dpldm.runs import experiment, job, validation
 from dpldm.runs.experiment import Folders
 from dpldm.runs.variations import DEFAULT, SHARE, AblationError, Variation, variations
@@ -127,7 +127,7 @@ def run(
         made["rows"] = {name: rows[name] for name in wanted if name in rows}
         _write(made, path)
         scores = rows[name]["scores"]
-        say(f"{name}: CNN {scores['cnn']:.1%}, {tables.duration(scores['seconds'])}")
+        say(f"{name}: CNN {scores['cnn']:.1%}, {numbers.duration(scores['seconds'])}")
     return made
 
 

@@ -26,7 +26,7 @@ from dpldm.privacy import statement as privacy_statement
 from dpldm.privacy.accounting import Ledger
 from dpldm.privacy.guard import PrivateData
 from dpldm.privacy.mechanisms import Mechanism, PrivacySpec
-from dpldm.records import environment, files, schema, tables
+from dpldm.records import environment, files, numbers, schema
 from dpldm.records.files import locked
 from dpldm.records.images import load_images, save_images
 from dpldm.records.schema import RecordError
@@ -188,7 +188,7 @@ class _Done:
             if not force and all(earlier in self for earlier in before):
                 self._look_at(stage)
             if stage in self:
-                self.progress.say(f"{stage}: done earlier, {tables.duration(self.facts[stage]['seconds'])}")
+                self.progress.say(f"{stage}: done earlier, {numbers.duration(self.facts[stage]['seconds'])}")
                 continue
             if self.job.experiment.secure_mode and stage in self.chain[:-1]:
                 self._refuse_a_second_draw(stage)
@@ -229,7 +229,7 @@ class _Done:
         self.facts[stage] = {"seconds": round(seconds, 3), "commit": self.commit, **facts}
         self.job.stages.save(stage, tensors, self.facts[stage])
         self.tensors[stage], self.facts[stage] = self.job.stages.load(stage)
-        self.progress.say(f"{stage}: {tables.duration(seconds)}")
+        self.progress.say(f"{stage}: {numbers.duration(seconds)}")
 
 
 def _fit_stage(job: Job, stage: str, ledger: Ledger, done: _Done, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dpldm.methods import METHODS
 from dpldm.records import files, tables
-from dpldm.records.tables import duration
+from dpldm.records.numbers import duration
 from dpldm.runs.experiment import Experiment, Folders
 from dpldm.runs.job import check
 

@@ -7,7 +7,7 @@ import torch
 
 from dpldm.data import datasets
 from dpldm.privacy import statement as privacy_statement
-from dpldm.records import names, tables
+from dpldm.records import names, numbers
 from dpldm.runs.experiment import Folders
 
 UNCOVERED = "computed from real images directly; not covered by the privacy guarantee"
@@ -31,7 +31,7 @@ def summary(record: Mapping[str, Any], folders: Folders = Folders()) -> str:
     """A finished run in a few lines: what, how private, how good, how long, where."""
     metrics, seconds = record["metrics"], record["seconds"]
     path = folders.records / names.record_name(record)
-    spent = [f"{stage} {tables.duration(value)}" for stage, value in seconds.items() if value is not None]
+    spent = [f"{stage} {numbers.duration(value)}" for stage, value in seconds.items() if value is not None]
     lines = [
         f"{record['dataset']}: {metrics['n_synthetic']:,} synthetic images by {record['method']}, "
         f"{record['profile']}, seed {record['seed']}",
