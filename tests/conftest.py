@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpldm.book import build, notebooks
+from dpldm.book.site import site_digest
 
 # Most tests compare what the CPU computes, bit for bit; the one that wants a GPU gives it to a process of its own.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -116,6 +117,6 @@ def small_site(small_book) -> Path:
 def real_site() -> Path:
     """The real site, where it is up to date."""
     stamp, site = notebooks.ROOT / "_build" / "site.stamp", notebooks.ROOT / "_build" / "html"
-    if not stamp.exists() or stamp.read_text() != build._site_inputs(notebooks.ROOT) or not site.exists():
+    if not stamp.exists() or stamp.read_text() != site_digest(notebooks.ROOT) or not site.exists():
         pytest.skip("no up-to-date site in _build/html: build it with `make book`")
     return site

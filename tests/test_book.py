@@ -22,6 +22,7 @@ from nbclient import NotebookClient
 from dpldm import cli
 from dpldm.book import build, execution, freshness, notebooks
 from dpldm.book.notebooks import BookError
+from dpldm.book.site import build_site
 from dpldm.runs import heartbeat
 
 CITED = {"_toc.yml": "format: jb-book\nroot: book/index\n"}
@@ -563,7 +564,7 @@ def site_files(root: Path) -> dict[str, bytes]:
 def test_two_builds_give_the_same_pages(made):
     first = site_files(made)
     (made / "_build" / "site.stamp").unlink()
-    build.build_site(made, say=lambda line: None)
+    build_site(made, say=lambda line: None)
     second = site_files(made)
     assert set(first) == set(second)
     assert [name for name in first if first[name] != second[name]] == []
@@ -576,14 +577,14 @@ def test_a_warning_fails_the_build_and_leaves_the_old_site(made):
     page.write_text(page.read_text() + "\n{doc}`nowhere`\n")
     for _ in range(2):  # and again: a second try must not pass because the first one read the page
         with pytest.raises(BookError, match=r"site: 1 warnings.* book/index.md:\d+: WARNING: unknown document"):
-            build.build_site(made, say=lambda line: None)
+            build_site(made, say=lambda line: None)
     assert site_files(made) == before
 
 
 @pytest.mark.slow
 def test_repository_gives_buttons_that_point_at_sources(made, monkeypatch):
     monkeypatch.setenv("DPLDM_REPOSITORY", "https://github.com/someone/dpldm.git")
-    build.build_site(made, say=lambda line: None)
+    build_site(made, say=lambda line: None)
     page = (made / "_build" / "html" / "executed" / "toy.html").read_text()
     assert 'href="https://github.com/someone/dpldm/edit/main/notebooks/toy.py"' in page
     assert 'href="https://mybinder.org/v2/gh/someone/dpldm/main?urlpath=lab/tree/notebooks/toy.py"' in page
@@ -603,7 +604,7 @@ def test_the_citation_is_shown_with_year_and_version_and_with_the_address_where_
     cited = yaml.safe_load((root / "CITATION.cff").read_text())
     for address in ("", "https://example.org/someone/dpldm"):
         monkeypatch.setenv("DPLDM_REPOSITORY", address)
-        build.build_site(root, say=lambda line: None)
+        build_site(root, say=lambda line: None)
         text = BeautifulSoup((root / "_build" / "html" / "book" / "index.html").read_text(), "html.parser").get_text()
         assert f"version = {{{cited['version']}}}" in text
         assert f"year = {{{cited['date-released'].year}}}" in text

@@ -5,8 +5,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from dpldm.book.build import render
 from dpldm.book.notebooks import ROOT, BookError, Say
+from dpldm.book.site import render
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
