@@ -29,6 +29,7 @@ from dpldm.commands import (
     draw_samples,
     evaluate_images,
     publish_record,
+    release_run,
     run_ablation,
     run_experiment,
     run_sweep,
@@ -167,6 +168,10 @@ EXAMPLES = {
     "book": ("dpldm book --epsilon 3", "dpldm book --profile smoke --no-site", "dpldm book --only data privacy"),
     "privacy": ("dpldm privacy NAME                                    a name that `dpldm records` lists",),
     "publish": ("dpldm publish NAME                                    a name that `dpldm records` lists",),
+    "release": (
+        "dpldm release NAME for-others/                        a secure run, by a name that `dpldm records` lists",
+        "dpldm release runs/NAME for-others/ --as png          by its folder; a folder of PNGs for each class",
+    ),
     "audit": ("dpldm audit --epsilon 1", "dpldm audit --profile smoke"),
 }
 
@@ -219,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = command("privacy", show_privacy, "Say what a record's privacy means, with ε by three accountants.")
     shown.add_argument("record", type=Path, metavar="RECORD", help=f"a record, or its name in {RECORDS}")
     _add_publish(command("publish", publish_record, "Copy records, with their sample grids, among those of the book."))
+    _add_release(command("release", release_run, "Write the folder to hand over from a finished run, and check it."))
     _add_audit(
         command("audit", audit_method, "Attack a fit on a public data set: a lower bound on ε, to hold to the claim.")
     )
@@ -302,6 +308,14 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
     publish.add_argument("records", nargs="+", type=Path, metavar="RECORD", help=f"a record, or its name in {RECORDS}")
     publish.add_argument("--to", type=Path, default=BOOK_RECORDS, metavar="FOLDER", help=f"default {BOOK_RECORDS}")
     publish.add_argument("--own-data", action="store_true", help="also of your own images: secure runs without scores")
+
+
+def _add_release(release: argparse.ArgumentParser) -> None:
+    release.add_argument("run", type=Path, metavar="RUN", help=f"a record, its name in {RECORDS}, or the run's folder")
+    release.add_argument("folder", type=Path, metavar="FOLDER", help="to write; it must not be there, or be empty")
+    release.add_argument("--as", dest="form", choices=("npz", "png"), default="npz", help="of the images (default npz)")
+    release.add_argument("--with-model", action="store_true", help="the synthesizer as well, to draw more images from")
+    release.add_argument("--i-know", action="store_true", help="also a run with seeded noise, which protects nobody")
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:

@@ -272,6 +272,21 @@ def publish_record(given: argparse.Namespace) -> None:
         raise publishing.PublishingError(some + refused[0])
 
 
+def release_run(given: argparse.Namespace) -> None:
+    """`dpldm release`."""
+    from dpldm.runs import release
+
+    if given.run.is_dir():  # of the run; its record lies in the folder beside it
+        beside = given.run.parent / RECORDS.name / f"{given.run.name}.json"
+        run = release.Finished(beside if beside.is_file() else _find_record(Path(given.run.name)), given.run)
+    else:
+        record = _find_record(given.run)
+        places = (record.parent.parent / record.stem, RUNS / record.stem)
+        run = release.Finished(record, next((place for place in places if place.is_dir()), places[-1]))
+    made = release.release(run, given.folder, given.form, given.with_model, given.i_know)
+    print(f"{made}: {', '.join(sorted(path.name for path in made.iterdir()))}; read back, whole")
+
+
 def audit_method(given: argparse.Namespace) -> None:
     """`dpldm audit`."""
     from dpldm.audit import evidence, method
