@@ -131,13 +131,14 @@ merged.sort_values(10.0, ascending=False).map("{:.3g}".format).replace("nan", "â
 #
 # ## What we aimed at
 #
-# The targets were set beforehand and stand in `book/targets.csv`: for the profile `paper` above the best published
-# without public data, for `quick`, which has minutes on a processor, lower. Published figures come from
+# The targets were set beforehand and stand in `book/targets.csv`: for the profile *long* above the best published
+# without public data, for *quick*, which has minutes on a processor, lower. Published figures come from
 # `book/published.csv`, ours from the records: the mean over seeds of the whole synthesis, Â± one standard deviation over them.
 # Accuracy of the CNN on real test images in per cent, for both data sets, whatever this build is made for. A dagger marks the
-# best of three large classifiers, which is a more favourable protocol than a CNN. The runs of `paper` make the same images and
+# best of three large classifiers, which is a more favourable protocol than a CNN. Long runs make the same images and
 # score them with twice the passes of every classifier; they take some hours on two cores, and use a GPU where there is one:
-# `dpldm sweep --dataset mnist fashion_mnist --epsilon 10 1 0.2 --seeds 3 --profile paper --workers 1` makes all of them.
+# `dpldm sweep --dataset mnist fashion_mnist --epsilon 10 1 0.2 --seeds 3 --profile paper --workers 1` makes all of them
+# (`paper` is the name of the profile in commands).
 #
 # At the foot of the table stands what the same classifiers learn without any privacy: from images of the same architecture,
 # which says what privacy costs and what is left for a better architecture, and from the real images themselves.

@@ -29,6 +29,7 @@ import pandas as pd
 
 from dpldm.book import freshness, style
 from dpldm.data import datasets
+from dpldm.methods import profile_title
 from dpldm.records import environment
 from dpldm.records.files import read_all
 from dpldm.records.names import record_name
@@ -53,6 +54,7 @@ facts = environment.environment_facts()
 
 # %%
 described = {key: record[key] for key in ("dataset", "method", "profile", "seed", "device", "commit")}
+described["profile"] = profile_title(profile)
 described |= {key: record["privacy"][key] for key in ("epsilon_target", "epsilon", "delta", "accountant")}
 style.captioned(pd.Series({key: str(value) for key, value in described.items()}, name="value"), "The reference run.")
 

@@ -30,6 +30,7 @@ import pandas as pd
 from myst_nb import glue
 
 from dpldm.book import comparison, series, style
+from dpldm.methods import profile_title
 from dpldm.records.files import read_all
 from dpldm.records.names import record_name
 from dpldm.runs import words
@@ -63,7 +64,8 @@ columns = {"dataset": "dataset", "title": "method", "profile": "profile", "epsil
 scores = {"cnn": "CNN (%)", "cnn_spread": "± (%)", "mlp": "MLP (%)", "logreg": "log. reg. (%)"}
 percent = (100 * table[list(scores)]).round(1).rename(columns=scores)
 distance = table["fid_classifier"].round(2).rename("FID (classifier)")
-whole = pd.concat([table[list(columns)].rename(columns=columns), percent, distance], axis=1)
+told = table[list(columns)].assign(profile=table["profile"].map(profile_title)).rename(columns=columns)
+whole = pd.concat([told, percent, distance], axis=1)
 whole.astype(object).where(whole.notna(), "–")
 
 # %% [markdown]

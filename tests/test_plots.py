@@ -206,14 +206,14 @@ def test_a_method_keeps_its_colour_whatever_stands_beside_it():
         "another",
         *reversed(style.METHODS),
         "dpldm + public shapes",
-        "dpldm (paper)",
+        "dpldm (long)",
         "real, not private",
     ]
     beside = series.style_of(crowd)
     assert {name: beside[name][0] for name in style.METHODS} == alone
     for variant, method in (
         ("dpldm + public shapes", "dpldm"),
-        ("dpldm (paper)", "dpldm"),
+        ("dpldm (long)", "dpldm"),
         ("real, not private", "real"),
     ):
         assert beside[variant][0] == alone[method]
@@ -368,7 +368,7 @@ def test_the_same_method_with_and_without_privacy_are_two_lines():
 def test_public_data_and_profiles_are_named():
     frame = pd.DataFrame([row(), row(public_data="procedural"), row(profile="paper")])
     labels = [text.get_text() for text in series.accuracy_against_epsilon(frame).legends[0].get_texts()]
-    assert labels == ["dpldm (quick)", "dpldm + procedural (quick)", "dpldm (paper)"]
+    assert labels == ["dpldm (quick)", "dpldm + procedural (quick)", "dpldm (long)"]
 
 
 def test_shares_are_drawn_as_given():

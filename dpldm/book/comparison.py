@@ -27,7 +27,7 @@ from dpldm.book.words import (
 from dpldm.data import datasets
 from dpldm.method.finishing import Finishable
 from dpldm.method.synthesizer import LatentDiffusion
-from dpldm.methods import METHODS
+from dpldm.methods import METHODS, profile_title
 from dpldm.recipes import finishing_for
 from dpldm.records import tables
 from dpldm.records.grids import read_grid_png
@@ -163,7 +163,7 @@ def named_methods(rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "method": rows["title"],
         "ε": [budget_in_words(epsilon) for epsilon in rows["epsilon"]],
-        "profile": rows["profile"],
+        "profile": rows["profile"].map(profile_title),
     }
 
 
@@ -221,11 +221,11 @@ def missing_in_words(rows: pd.DataFrame, dataset: str, profile: str, budgets: Se
     """`commands_for_missing` for the page, in Markdown; one sentence where nothing is missing."""
     missing = commands_for_missing(rows, dataset, profile, budgets)
     if not missing:
-        return f"Every method has its record in the profile `{profile}`."
+        return f"Every method has its record in the profile {profile_title(profile)}."
     commands = "\n".join(missing.values())
     return (
-        f"No record yet in the profile `{profile}`: {'; '.join(missing)}. Until there is one, nothing is said of it. "
-        f"To make them:\n\n```\n{commands}\n```"
+        f"No record yet in the profile {profile_title(profile)}: {'; '.join(missing)}. Until there is one, nothing "
+        f"is said of it. To make them:\n\n```\n{commands}\n```"
     )
 
 
@@ -250,7 +250,7 @@ def claims(rows: pd.DataFrame, epsilon: float, score: Score = ACCURACY) -> list[
         places = [_standings(own, others, score) for others in (rivals, same[~same["private"]])]
         if any(places):
             reached = score.reached.format(score.shown(own[score.key]))
-            text = f"At ε = {epsilon:g} ({own['profile']}) the method of this book {reached}"
+            text = f"At ε = {epsilon:g} ({profile_title(own['profile'])}) the method of this book {reached}"
             text += f". Of the methods re-run here it is {places[0]}" if places[0] else ""
             found.append(text + (f". Of the yardsticks it is {places[1]}." if places[1] else "."))
     return found
@@ -273,7 +273,9 @@ def finished_in_words(rows: pd.DataFrame, epsilon: float) -> list[str]:
         if rest := [rival["title"] for _, rival in rivals.iterrows() if rival["title"] not in set(run["title"])]:
             told.append(f"{listed(rest)} {NOT_RUN}")
         if told:
-            found.append(f"At ε = {epsilon:g} ({own['profile']}), finished like ours: {'; '.join(told)}.")
+            found.append(
+                f"At ε = {epsilon:g} ({profile_title(own['profile'])}), finished like ours: {'; '.join(told)}."
+            )
     return found
 
 
@@ -362,7 +364,7 @@ def samples(
         grid = next((path for path in grids if path.is_file()), None)
         if grid is not None:
             public = f" + {run['public_data']}" if run["public_data"] else ""
-            profile = f" ({run['profile']})" if wanted["profile"].nunique() > 1 else ""
+            profile = f" ({profile_title(run['profile'])})" if wanted["profile"].nunique() > 1 else ""
             images = read_grid_png(grid, image_shape)[:, :each]
             found[run["method"] + public + profile] = images.reshape(-1, *image_shape)
     return found

@@ -7,7 +7,7 @@ import pandas as pd
 
 from dpldm.book.words import ACCURACY, DISTANCE, Score, listed, lower_or_higher, with_decimal, with_spread
 from dpldm.data import datasets
-from dpldm.methods import PROFILES
+from dpldm.methods import PROFILES, profile_title
 from dpldm.runs import variations
 
 
@@ -80,7 +80,7 @@ def ingredients_in_words(effects: pd.DataFrame, epsilon: float) -> list[str]:
     base = rows.loc[variations.DEFAULT]
     seeds = f"{base['seeds']} seed{'s' if base['seeds'] > 1 else ''}"
     found = [
-        f"At ε = {epsilon:g} ({base['profile']}, {seeds}) the settings of the profile reach "
+        f"At ε = {epsilon:g} ({profile_title(base['profile'])}, {seeds}) the settings of the profile reach "
         f"{100 * base['cnn']:.1f} % with the CNN on held-out images, at a distance of {base['fid_classifier']:.1f}."
     ]
     changed = rows.drop(index=[variations.DEFAULT, *variations.YARDSTICKS], errors="ignore")

@@ -9,7 +9,7 @@ import pandas as pd
 from dpldm.book import style
 from dpldm.book.comparison import FAR_BELOW, OURS, named_methods, standing_of, telling
 from dpldm.book.words import ACCURACY, listed, with_decimal
-from dpldm.methods import METHODS
+from dpldm.methods import METHODS, profile_title
 
 _PUBLISHED = ["dataset", "method", "epsilon", "score", "value", "public_data", "source"]
 
@@ -111,7 +111,9 @@ def best_in_words(own: pd.DataFrame, published: pd.DataFrame) -> list[str]:
             standings.append([standing for standing, _ in places])
             told.append(f"at ε = {run['epsilon']:g} " + ", and ".join(words for _, words in places))
         if told:
-            found.append(f"{style.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
+            found.append(
+                f"{style.DATASETS.get(str(dataset), dataset)}, {profile_title(str(profile))}: {'; '.join(told)}."
+            )
     cnn, any_protocol = _counted([first for first, *_ in standings]), _counted([every[-1] for every in standings])
     head = (
         f"Places compared, without public data: {len(standings)}. Ours is {cnn} the best published CNN, and "
@@ -164,7 +166,7 @@ def repeats_in_words(beside: pd.DataFrame) -> list[str]:
             gaps.append(f"{words} “{row['quoted']}” ({100 * row['quoted_cnn']:.1f} %, {row['source']})")
         if gaps:
             here = ACCURACY.reads.format(ACCURACY.shown(group["cnn"].iloc[0]))
-            found.append(f"{title} at ε = {epsilon:g} ({profile}) reaches {here} here: {listed(gaps)}.")
+            found.append(f"{title} at ε = {epsilon:g} ({profile_title(profile)}) reaches {here} here: {listed(gaps)}.")
     return found
 
 
@@ -189,7 +191,8 @@ def among_published(rows: pd.DataFrame, published: pd.DataFrame, epsilon: float)
         gap = round(here - highest, 1)
         place = "as much as ours" if gap == 0 else f"{abs(gap):.1f} points {'below' if gap > 0 else 'above'} ours"
         found.append(
-            f"At ε = {epsilon:g} ({own['profile']}) our {here:.1f} % is more than {lower} of {len(quoted)} quoted "
-            f"figures. The highest of them is that of {best['method']} ({highest:.1f} %, {best['source']}), {place}."
+            f"At ε = {epsilon:g} ({profile_title(own['profile'])}) our {here:.1f} % is more than {lower} of "
+            f"{len(quoted)} quoted figures. The highest of them is that of {best['method']} ({highest:.1f} %, "
+            f"{best['source']}), {place}."
         )
     return found

@@ -29,6 +29,7 @@ from dpldm.book.style import (
     card_style,
     decimal,
 )
+from dpldm.methods import profile_title
 from dpldm.records.grids import CARD
 
 
@@ -45,7 +46,7 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     names = table["method"] + table["public_data"].map(lambda data: f" + {data}" if data else "")
     names = names + np.where(np.isinf(table["epsilon"]), ", not private", "")
     if table["profile"].nunique() > 1:
-        names = names + np.where(table["profile"] == "smoke", "", " (" + table["profile"] + ")")
+        names = names + np.where(table["profile"] == "smoke", "", " (" + table["profile"].map(profile_title) + ")")
     return table.assign(name=names + np.where(table["profile"] == "smoke", " (smoke, means nothing)", ""))
 
 

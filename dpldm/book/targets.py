@@ -13,7 +13,7 @@ from dpldm.book.comparison import OURS, measured, method_title
 from dpldm.book.ingredients import by_data_set
 from dpldm.book.words import ACCURACY, DISTANCE, NOTHING, listed, with_decimal
 from dpldm.data import datasets
-from dpldm.methods import PROFILES
+from dpldm.methods import PROFILES, profile_title
 from dpldm.records.names import record_name
 
 TO_HALVE = ("dp-sinkhorn", "dp-merf", "class-gaussian")  # at most half of their Fréchet distance is aimed at
@@ -86,19 +86,19 @@ def aims_as_shown(
     profiles = [name for name in reversed(PROFILES) if (targets["profile"] == name).any()]
     for profile in profiles:
         aimed = targets[targets["profile"] == profile].set_index(["dataset", "epsilon"])["accuracy"].reindex(places)
-        shown[f"target, {profile}"] = [with_decimal(100 * value) for value in aimed]
+        shown[f"target, {profile_title(profile)}"] = [with_decimal(100 * value) for value in aimed]
     public = sorted(set(own["public_data"]) - {""})
     for profile, used in [(profile, used) for used in ["", *public] for profile in profiles[::-1]]:
         mine = own[(own["profile"] == profile) & (own["public_data"] == used)].set_index(["dataset", "epsilon"])
         if not used or len(mine):
-            shown[f"ours, {profile}{f', public data: {used}' if used else ''}"] = [
+            shown[f"ours, {profile_title(profile)}{f', public data: {used}' if used else ''}"] = [
                 _seeds_in_words(mine.loc[place]) if place in mine.index else NOTHING for place in places
             ]
     for name, runs in yardsticks.items():
         for profile in profiles[::-1]:
             free = runs[runs["profile"] == profile].set_index("dataset")
             if len(free):
-                shown[f"{name}, {profile}"] = [
+                shown[f"{name}, {profile_title(profile)}"] = [
                     _seeds_in_words(free.loc[dataset]) if dataset in free.index else NOTHING for dataset, _ in places
                 ]
     table = pd.DataFrame.from_dict(shown, orient="index", columns=[_place_in_words(*place) for place in places])
@@ -148,7 +148,7 @@ def aims_in_words(own: pd.DataFrame, targets: pd.DataFrame) -> list[str]:
                 words = f"{outcome}{by}: {_seeds_in_words(mine.loc[place])}"
             counts[outcome] += 1
             told.append(f"at ε = {aim['epsilon']:g} the target of {wanted:.1f} % is {words}")
-        found.append(f"{style.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
+        found.append(f"{style.DATASETS.get(str(dataset), dataset)}, {profile_title(str(profile))}: {'; '.join(told)}.")
     number = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     return [f"Of {len(targets)} targets: {number}.", *found] if len(targets) else []
 
@@ -162,7 +162,7 @@ def distances_as_shown(rows: pd.DataFrame) -> pd.DataFrame:
             profile's classifiers, so runs of different profiles stand side by side.
     """
     found = _to_halve(rows)
-    names = found["title"] + ", " + found["profile"]
+    names = found["title"] + ", " + found["profile"].map(profile_title)
     places = sorted(set(zip(found["dataset"], found["epsilon"], strict=True)), key=by_data_set)
     values = found.assign(name=names).set_index(["name", "dataset", "epsilon"])["fid_classifier"]
     shown = {
@@ -196,7 +196,9 @@ def distances_in_words(rows: pd.DataFrame) -> list[str]:
             if (finished := here.dropna(subset="finished_fid_classifier")).size:
                 told[-1] += f" ({_against_least(run, finished, 'finished_fid_classifier', ' finished like ours')})"
         if told:
-            sentences.append(f"{style.DATASETS.get(str(dataset), dataset)}, {profile}: {'; '.join(told)}.")
+            sentences.append(
+                f"{style.DATASETS.get(str(dataset), dataset)}, {profile_title(str(profile))}: {'; '.join(told)}."
+            )
     return sentences
 
 
