@@ -102,11 +102,14 @@ answers = {name: ledger.epsilon(delta, name) for name in ("prv", "pld", "rdp")}
 for name, answer in answers.items():
     glue(f"epsilon_{name}", answer, display=False)
 glue("claimed", privacy["epsilon"], display=False)
+glue("pld_interval", f"{ledger.pld_interval(delta):.2g}", display=False)
 pd.DataFrame({"ε": answers}).rename(index=str.upper).round(4)
 
 # %% [markdown]
 # The record claims {glue:text}`claimed:.4f`; PRV gives {glue:text}`epsilon_prv:.4f`, PLD {glue:text}`epsilon_pld:.4f` and RDP
-# {glue:text}`epsilon_rdp:.4f`, all at δ = {glue:text}`delta`.
+# {glue:text}`epsilon_rdp:.4f`, all at δ = {glue:text}`delta`. PLD puts privacy losses on a mesh and rounds so that ε can only come
+# out too large. The interval of the mesh that this claim needs is {glue:text}`pld_interval`: a small share of ε over the square
+# root of the number of steps, since roundings of many steps add up. `Ledger.pld_interval` says it for any ledger.
 #
 # Where do they part? Below, each step sees each image with a small probability. RDP bounds moments, and for few steps
 # the loss is far from what any moment can describe: almost always nothing, seldom a lot. With more steps the loss becomes

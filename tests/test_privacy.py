@@ -813,6 +813,13 @@ def test_budgets_beyond_the_accountants_are_refused_in_plain_words(asked, messag
         gaussian_noise_multiplier(gaussian_epsilon(1e5, 1e-5), 1e-5)
 
 
+def test_the_interval_of_few_noisy_steps_is_told_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """Opacus warns of such ledgers, and a page with a warning is not built."""
+    book = Ledger([Mechanism("m", "s", 0.3, 1.0, 1)])
+    assert book.pld_interval(1e-5) > 0
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("path", sorted(Path("book/records").glob("*-dp-sinkhorn-eps0.2-*.json")), ids=lambda p: p.stem)
 def test_pld_agrees_with_what_records_of_many_small_steps_claim(path: Path) -> None:
     """At dp-accounting's own interval it gives 0.203 for them; the one that is used is named where ε is shown."""

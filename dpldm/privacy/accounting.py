@@ -6,7 +6,8 @@ Sources: Gopi, Lee and Wutschitz 2021 (PRV accountant), Mironov, Talwar and Zhan
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -74,7 +75,8 @@ class Ledger:
 
     def pld_interval(self, delta: float) -> float:
         """The mesh of privacy losses on which ``pld`` computes ε: as fine as so many steps need."""
-        return _pld_interval(_merge(self._mechanisms), delta)
+        with _quiet():
+            return _pld_interval(_merge(self._mechanisms), delta)
 
     def spent(self, delta: float, accountant: Accountant = "prv") -> Spent:
         """ε as `epsilon`, with the accountant that answered.
@@ -111,14 +113,20 @@ def _merge(mechanisms: Iterable[Mechanism]) -> tuple[_Part, ...]:
     return ((1 / math.sqrt(math.fsum(precisions)), 1.0, 1), *parts) if precisions else tuple(parts)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # orders at the end of the grid, slow quadrature far out in the tails
+        yield
+
+
 @lru_cache(maxsize=1024)
 def _spent(parts: tuple[_Part, ...], delta: float, accountant: Accountant) -> Spent:
     if accountant == "prv" and parts[0][1] == 1 and len(parts) == 1:
         return Spent(gaussian_epsilon(parts[0][0], delta), "gaussian")
     answers: dict[str, Callable[[tuple[_Part, ...], float], float]] = {"prv": _prv, "pld": _pld, "rdp": _rdp}
     for name in (accountant, "pld", "rdp") if accountant == "prv" else (accountant,):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # orders at the end of the grid, slow quadrature far out in the tails
+        with _quiet():
             try:
                 epsilon = float(answers[name](parts, delta))
             except (ArithmeticError, RuntimeError, ValueError, IndexError, MemoryError):
