@@ -16,6 +16,8 @@ from dpldm.book.published import (
     beside_as_shown,
     beside_published,
     best_in_words,
+    latent_gaps,
+    latent_in_words,
     read_published,
     repeats_in_words,
     with_shortfall,
@@ -104,6 +106,29 @@ def test_the_summary_is_as_loud_when_behind_as_when_ahead():
     )
     assert "Ours is once level with the best published CNN, and once behind the best" in said(0.981)[0]
     assert best_in_words(runs_of([record(epsilon=1.0)]), published) == []
+
+
+def on_photographs(method, value, epsilon=10.0, **changes):
+    return figure(value, "best_of_three", method, epsilon=epsilon, public_data="photos", **changes)
+
+
+@pytest.mark.parametrize(
+    ("latent", "said"), [(0.9, "behind P (95.0 %) by 5.0 points"), (0.95, "level with P (95.0 %)"),
+                         (0.97, "ahead of P (95.0 %) by 2.0 points")],
+)  # fmt: skip
+def test_latents_of_public_photographs_stand_beside_pixels_whichever_way_it_falls(latent, said):
+    published = pd.DataFrame(
+        [on_photographs("L (latent)", latent), on_photographs("M (latent)", 0.5), on_photographs("P", 0.95),
+         on_photographs("Q", 0.1), figure(0.99, "best_of_three", "without photos"),
+         on_photographs("L (latent)", 0.2, 1.0), on_photographs("P", 0.8, 1.0),
+         on_photographs("L (latent)", 0.2, 0.1), on_photographs("R", 0.99, 0.1) | {"public_data": "others"}]
+    )  # fmt: skip
+    assert latent_in_words(published) == [
+        f"MNIST: at ε = 10 L (latent) ({100 * latent:.1f} %) is {said}; at ε = 1 L (latent) (20.0 %) is behind P "
+        "(80.0 %) by 60.0 points."
+    ]
+    assert latent_gaps(published[published["public_data"] == ""]).empty
+    assert latent_in_words(published[published["public_data"] == ""]) == []
 
 
 def test_who_is_ahead_of_a_small_rerun_says_by_how_much_it_falls_short():
@@ -201,18 +226,18 @@ def test_finished_images_have_a_column_of_their_own():
 @pytest.mark.parametrize(("fid", "verdict"), [(39.0, "less, not halved"), (40.0, "halved"), (20.0, "not less")])
 def test_a_target_is_held_to_finished_rivals_as_well(fid, verdict):
     merf = record("dp-merf", fid=90.0)
-    (plain,) = distances_in_words(measured(record(fid=20.0), merf))
+    _, plain = distances_in_words(measured(record(fid=20.0), merf))
     assert plain.endswith("90.0 of DP-MERF (DP-Sinkhorn and Class Gaussian not measured): halved.")
-    (said,) = distances_in_words(measured(record(fid=20.0), merf, finished("dp-merf", fid=fid)))
+    _, said = distances_in_words(measured(record(fid=20.0), merf, finished("dp-merf", fid=fid)))
     assert said == plain.removesuffix(".") + f" (20.0 against {fid} of DP-MERF finished like ours: {verdict})."
 
 
 def test_what_is_private_at_a_smaller_budget_is_to_be_halved_at_a_larger_one():
     runs = [record(fid=30.0), record("dp-merf", fid=200.0), record("dp-merf", 1.0, fid=50.0)]
-    (said,) = distances_in_words(measured(*runs))
+    _, said = distances_in_words(measured(*runs))
     missing = "(DP-Sinkhorn and Class Gaussian not measured)"
     assert said == f"MNIST, quick: at ε = 10, 30.0 against 50.0 of DP-MERF at ε = 1 {missing}: less, not halved."
-    (said,) = distances_in_words(measured(record(epsilon=1.0, fid=30.0), *runs[1:]))
+    _, said = distances_in_words(measured(record(epsilon=1.0, fid=30.0), *runs[1:]))
     assert said == f"MNIST, quick: at ε = 1, 30.0 against 50.0 of DP-MERF {missing}: less, not halved."
 
 
@@ -525,7 +550,9 @@ def test_distances_that_should_be_halved():
     assert set(table.index[3:]) == {"Latent diffusion, quick", "Latent diffusion, long"}
     assert list(table.loc["Latent diffusion, quick"]) == ["50.0", "150.0", "250.0"]
     assert list(table.loc["DP-MERF, quick"]) == ["100.0", "140.0", "–"]
-    assert sorted(distances_in_words(measured(*runs))) == [
+    count, *each = distances_in_words(measured(*runs))
+    assert count == "Of 3 distances: 1 halved; 1 less, not halved; 1 not less."
+    assert sorted(each) == [
         "MNIST, long: at ε = 10, 70.0 against 100.0 of DP-MERF: less, not halved.",
         "MNIST, quick: at ε = 10, 50.0 against 100.0 of DP-MERF: halved; at ε = 1, 150.0 against 140.0 of DP-MERF "
         "(DP-Sinkhorn and Class Gaussian not measured): not less.",
@@ -680,7 +707,7 @@ def test_samples_of_all_methods_have_the_same_labels(tmp_path):
             values = (40 * number + 10 * labels + torch.arange(30) // 6).float() / 255
             path = tmp_path / record_name(one).replace(".json", ".png")
             grids.save_grid_png(path, values.reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6), labels, names, {})
-    found = comparison.samples(measured(*made), 10.0, [tmp_path / "none", tmp_path], (1, 6, 6))
+    found = comparison.samples(measured(*made), 10.0, [tmp_path / "none", tmp_path], (1, 6, 6), each=2)
     assert list(found) == ["dpldm", "dp-merf", "real"]
     for start, images in zip((0, 40, 80), found.values(), strict=True):
         assert images.shape == (6, 1, 6, 6)

@@ -343,7 +343,7 @@ def samples(
     epsilon: float,
     folders: Sequence[Path],
     image_shape: tuple[int, int, int],
-    each: int = 2,
+    each: int = 1,
 ) -> dict[str, np.ndarray]:
     """The first images of every class by every method at ε and by the yardsticks, from the grids beside the records.
 

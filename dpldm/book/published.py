@@ -122,6 +122,50 @@ def best_in_words(own: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     return [head, *found] if found else []
 
 
+def latent_gaps(published: pd.DataFrame) -> pd.DataFrame:
+    """Latent diffusions that were pre-trained on public photographs, against methods on pixels that used the same.
+
+    Args:
+        published: from `read_published`. Those on latents are called "(latent)" there.
+
+    Returns:
+        `dataset`, `epsilon`, the best of each kind (`latent`, `pixels`), what it scores as a fraction of 1
+        (`latent_value`, `pixels_value`: the best of three large classifiers), and `gap`, by how many points latents are
+        behind; a row for each place that has both.
+    """
+    large = published[published["score"] == "best_of_three"]
+    on_latents = large["method"].str.endswith("(latent)")
+    found = []
+    for (dataset, epsilon, used), here in large[on_latents].groupby(["dataset", "epsilon", "public_data"], sort=False):
+        others = large[
+            ~on_latents & (large[["dataset", "epsilon", "public_data"]] == [dataset, epsilon, used]).all(axis=1)
+        ]
+        if len(others):
+            ours, theirs = here.loc[here["value"].idxmax()], others.loc[others["value"].idxmax()]
+            gap = round(ACCURACY.shown(theirs["value"]) - ACCURACY.shown(ours["value"]), 1)
+            found.append((dataset, epsilon, ours["method"], theirs["method"], ours["value"], theirs["value"], gap))
+    columns = ["dataset", "epsilon", "latent", "pixels", "latent_value", "pixels_value", "gap"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def latent_in_words(published: pd.DataFrame) -> list[str]:
+    """`latent_gaps` in words, a sentence for each data set, largest ε first."""
+    sentences = []
+    for dataset, group in latent_gaps(published).groupby("dataset", sort=False):
+        told = []
+        for _, row in group.sort_values("epsilon", ascending=False).iterrows():
+            by = f" by {ACCURACY.apart.format(abs(row['gap']))}" if row["gap"] else ""
+            ours, theirs = (
+                ACCURACY.reads.format(ACCURACY.shown(row[f"{kind}_value"])) for kind in ("latent", "pixels")
+            )
+            standing = standing_of(-row["gap"], higher=True)
+            told.append(
+                f"at ε = {row['epsilon']:g} {row['latent']} ({ours}) is {standing} {row['pixels']} ({theirs}){by}"
+            )
+        sentences.append(f"{style.DATASETS.get(str(dataset), dataset)}: {'; '.join(told)}.")
+    return sentences
+
+
 def _counted(standings: Sequence[str]) -> str:
     """'9 times ahead of, once level with, 2 times behind'."""
     counts = {words: standings.count(words) for words in ("ahead of", "level with", "behind")}

@@ -17,6 +17,7 @@ from dpldm.methods import PROFILES, profile_title
 from dpldm.records.names import record_name
 
 TO_HALVE = ("dp-sinkhorn", "dp-merf", "class-gaussian")  # at most half of their Fréchet distance is aimed at
+_VERDICTS = ("halved", "less, not halved", "not less")
 _TARGETS = ["dataset", "epsilon", "profile", "accuracy"]
 
 
@@ -174,14 +175,15 @@ def distances_as_shown(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def distances_in_words(rows: pd.DataFrame) -> list[str]:
-    """Whether our distance is at most half of that of every method in `TO_HALVE`: one sentence for each data set and
-    profile of ours, the least of the others beside it, also of those at a smaller ε, which are private at ours as well.
+    """Whether our distance is at most half of that of every method in `TO_HALVE`: how often, then one sentence for each
+    data set and profile of ours, the least of the others beside it, also of those at a smaller ε, which are private at
+    ours as well.
 
     Args:
         rows: from `measured`.
     """
     found = _to_halve(rows)
-    others, sentences = found[found["method"] != OURS], []
+    others, sentences, verdicts = found[found["method"] != OURS], [], []
     for (dataset, profile), mine in found[found["method"] == OURS].groupby(["dataset", "profile"]):
         told = []
         for _, run in mine.sort_values("epsilon", ascending=False).iterrows():
@@ -192,6 +194,7 @@ def distances_in_words(rows: pd.DataFrame) -> list[str]:
             names = set(here[here["epsilon"] == run["epsilon"]]["method"])
             missing = [method_title(name) for name in TO_HALVE if name not in names]
             without = f" ({listed(missing)} not measured)" if missing else ""
+            verdicts.append(_verdict(run["fid_classifier"], here["fid_classifier"].min()))
             told.append(f"at ε = {run['epsilon']:g}, {_against_least(run, here, 'fid_classifier', without)}")
             if (finished := here.dropna(subset="finished_fid_classifier")).size:
                 told[-1] += f" ({_against_least(run, finished, 'finished_fid_classifier', ' finished like ours')})"
@@ -199,14 +202,20 @@ def distances_in_words(rows: pd.DataFrame) -> list[str]:
             sentences.append(
                 f"{style.DATASETS.get(str(dataset), dataset)}, {profile_title(str(profile))}: {'; '.join(told)}."
             )
-    return sentences
+    number = "; ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in _VERDICTS)
+    return [f"Of {len(verdicts)} distances: {number}.", *sentences] if verdicts else []
+
+
+def _verdict(ours: float, theirs: float) -> str:
+    ours, theirs = DISTANCE.shown(ours), DISTANCE.shown(theirs)
+    return _VERDICTS[0] if ours <= theirs / 2 else _VERDICTS[1] if ours < theirs else _VERDICTS[2]
 
 
 def _against_least(own: pd.Series, others: pd.DataFrame, column: str, note: str) -> str:
     """'x against y of A: halved', where A has the least distance of all, maybe at a smaller ε."""
     least = others.loc[others[column].idxmin()]
     ours, theirs = DISTANCE.shown(own["fid_classifier"]), DISTANCE.shown(least[column])
-    verdict = "halved" if ours <= theirs / 2 else "less, not halved" if ours < theirs else "not less"
+    verdict = _verdict(own["fid_classifier"], least[column])
     smaller = f" at ε = {least['epsilon']:g}" if least["epsilon"] < own["epsilon"] else ""
     return f"{ours} against {theirs} of {least['title']}{smaller}{note}: {verdict}"
 
