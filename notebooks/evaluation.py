@@ -71,8 +71,8 @@ print(words.summary(record, folders))
 folder = folders.runs / Path(names.record_name(record)).stem
 images, labels, _ = load_images(folder / "synthetic.npz")
 train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
-real_rows = torch.cat([(train.labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
-rows = torch.cat([(labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
+real_rows = torch.cat([(train.labels == number).nonzero()[:5, 0] for number in range(train.num_classes)])
+rows = torch.cat([(labels == number).nonzero()[:5, 0] for number in range(train.num_classes)])
 
 # %% mystnb={"figure": {"caption": "The first real and the first synthetic images of every class. Nothing was selected.", "name": "fig-real-synthetic"}, "image": {"alt": "Real images at the left and synthetic images at the right, one row per class."}}
 sides = train.images[real_rows], images[rows]
@@ -167,7 +167,7 @@ def nearest(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return train.images[torch.cat([one.indices for one in found])], torch.cat([one.values for one in found])
 
 
-synthetic = images[rows[::6]]
+synthetic = images[rows[::5]]
 real = torch.stack([test.images[test.labels == number][0] for number in range(test.num_classes)])
 (beside_synthetic, away), (beside_real, real_away) = nearest(synthetic), nearest(real)
 

@@ -78,8 +78,8 @@ glue("device", record["device"].removeprefix("cpu: "), display=False)
 # %%
 images, labels, _ = load_images(folders.runs / Path(record_name(record)).stem / "synthetic.npz")
 train = datasets.load(dataset, "train")
-rows = torch.cat([(labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
-real = torch.cat([(train.labels == number).nonzero()[:6, 0] for number in range(train.num_classes)])
+rows = torch.cat([(labels == number).nonzero()[:5, 0] for number in range(train.num_classes)])
+real = torch.cat([(train.labels == number).nonzero()[:5, 0] for number in range(train.num_classes)])
 samples = real_beside_synthetic(train.images[real], images[rows], labels[rows], train.class_names)
 
 # %%

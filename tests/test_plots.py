@@ -424,3 +424,20 @@ def test_a_png_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="not JSON compliant"):
         grids.save_grid_png(tmp_path / "grid.png", *batch(), NAMES, {"epsilon": math.nan})
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_ten_images_side_by_side_are_large_enough_on_a_phone(shape):
+    """24 pixels of 342, which a phone of 390 leaves for a figure, also beside long names."""
+    rows = {name: np.zeros((10, *shape)) for name in ("dpldm", "dpldm + procedural shapes", "not private")}
+    pairs = np.zeros((50, *shape))
+    names = ["Ankle boot", "T-shirt/top", *map(str, range(8))]
+    figures = [
+        samples.image_rows(rows, "t", "method"),
+        samples.real_beside_synthetic(pairs, pairs, np.arange(10).repeat(5), names),
+    ]
+    for figure in figures:
+        figure._repr_png_()  # which lays it out
+        for axes in figure.axes:
+            share = axes.get_window_extent().width / figure.bbox.width
+            assert 342 * share * shape[2] / axes.images[0].get_array().shape[1] >= 24

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ def method_comparison(table: pd.DataFrame, scores: Sequence[str] = ("cnn", "fid_
     table = named(table)
     datasets = dict(iter(table.groupby("dataset", sort=False)))
     longest = max(len(rows) for rows in datasets.values())
-    figure, axes = card(7.0, 0.5 + len(datasets) * (0.9 + 0.34 * longest), len(datasets), len(scores), "row")
+    figure, axes = card(5.4, 0.6 + len(datasets) * (0.9 + 0.34 * longest), len(datasets), len(scores), "row")
     styles = style_of(list(table["name"]))
     for line, (dataset, rows) in zip(axes, datasets.items(), strict=True):
         places = np.arange(len(rows))[::-1]
@@ -45,13 +46,13 @@ def method_comparison(table: pd.DataFrame, scores: Sequence[str] = ("cnn", "fid_
                 each.plot(values, [place - 0.22] * len(values), linestyle="", marker=marker, color=colour,
                           alpha=0.7, markersize=5, markeredgecolor=CARD, markeredgewidth=0.5, zorder=2)  # fmt: skip
             each.grid(False, axis="y")
-            each.set(xlabel=SCORES[score], title=DATASETS.get(dataset, dataset), ylim=(-0.7, len(rows) - 0.5))
+            each.set(xlabel=fill(SCORES[score], 16), title=DATASETS.get(dataset, dataset), ylim=(-0.7, len(rows) - 0.5))
             scale(each.xaxis, score)
         budgets = ["" if math.isinf(epsilon) else f", ε = {epsilon:.3g}" for epsilon in rows["epsilon"]]
         names = [name + budget for name, budget in zip(rows["name"], budgets, strict=True)]
         line[0].set_yticks(places, names)
         line[0].set_ylabel("method")
-    figure.supxlabel("dots below: every seed · upright dash: mean · bars: ± one standard deviation", fontsize=8.5)
+    figure.supxlabel("dots below: every seed · upright dash: mean\nbars: ± one standard deviation", fontsize=8.5)
     return figure
 
 

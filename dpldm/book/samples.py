@@ -1,6 +1,7 @@
 """Images → figures: samples, reconstructions, steps of denoising."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,8 @@ from dpldm.records.grids import GAP, Images, as_colours, by_class, grid_size, mo
 def _show(axes: Axes, rows: Sequence[np.ndarray], columns: int, row_names: Sequence[str]) -> None:
     height, width = rows[0].shape[1:3]
     axes.imshow(mosaic(rows, columns), interpolation="nearest")
-    axes.set_yticks([row * (height + GAP) + (height - 1) / 2 for row in range(len(rows))], row_names)
+    names = [fill(name, 12, break_long_words=False) for name in row_names]  # images need the room more
+    axes.set_yticks([row * (height + GAP) + (height - 1) / 2 for row in range(len(rows))], names)
     axes.set_xticks([column * (width + GAP) + (width - 1) / 2 for column in range(columns)], [""] * columns)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -44,7 +46,7 @@ def sample_grid(
 
 @card_style()
 def real_beside_synthetic(
-    real: Images, synthetic: Images, labels: Images, class_names: Sequence[str], columns: int = 6
+    real: Images, synthetic: Images, labels: Images, class_names: Sequence[str], columns: int = 5
 ) -> Figure:
     """Real images at the left, synthetic ones at the right, one row per class.
 
@@ -60,6 +62,7 @@ def real_beside_synthetic(
     sides = [by_class(images, labels, class_names) for images in (real, synthetic)]
     width, height = grid_size(len(class_names), 2 * columns, sides[0][0])
     figure, axes = card(width, height, columns=2, share_y="row")
+    figure.set_layout_engine("constrained", w_pad=0.04, h_pad=0.12)  # what stands between them is lost to the images
     for each, rows, title in zip(axes[0], sides, ("Real images", "Synthetic images"), strict=True):
         _show(each, rows, columns, class_names)
         each.set(title=title, xlabel="examples")

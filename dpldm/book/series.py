@@ -73,7 +73,8 @@ def scale(axis: XAxis | YAxis, score: str) -> None:
         return
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high > 30 * low else (1.0, 2.0, 5.0)))
+    wide = high > 300 * low
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0) if high > 30 * low else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -54,9 +54,10 @@ def by_class(images: Images, labels: Images, class_names: Sequence[str]) -> list
 
 
 def grid_size(rows: int, columns: int, image: np.ndarray) -> tuple[float, float]:
-    """Inches of a card for a mosaic: always 7 wide, so that letters are of one size on all cards."""
-    cell = min(0.7, 5.6 / columns)
-    return 7.0, 0.7 + cell * rows * image.shape[1] / image.shape[2]
+    """Inches of a card for a mosaic: always as wide, so that letters are of one size on all cards, and narrow, so that
+    letters, and ten images side by side, are large enough on a phone."""
+    cell = min(0.6, 4.2 / columns)
+    return 5.4, 0.8 + cell * rows * image.shape[1] / image.shape[2]
 
 
 def save_grid_png(
