@@ -54,6 +54,7 @@ from dpldm.privacy.budget import Allowance, calibrate
 from dpldm.privacy.mechanisms import Mechanism, PrivacySpec, gaussian_noise_multiplier
 from dpldm.privacy.noise import NoiseSource, Release, watched
 from dpldm.recipes import settings_for
+from dpldm.records import numbers
 from dpldm.runs.experiment import balanced_labels
 
 if Path.cwd().name == "notebooks":  # where JupyterLab starts
@@ -315,14 +316,14 @@ glue("real_lower", real.bounds[real.strongest].epsilon_lower, display=False)
 glue("real_power", real.power, display=False)
 glue("real_canaries", real.canaries, display=False)
 glue("real_confidence", f"{100 * real.confidence:g}", display=False)
+glue("real_time", numbers.duration(real.seconds), display=False)
 glue("real_images", f"{real.images:,}", display=False)
 
 # %% [markdown]
 # Of the ε = {glue:text}`real_claimed:.3f` that the ledger of this fit on {glue:text}`real_images` images claims, the attacks prove
 # {glue:text}`real_lower:.2f`, all together at {glue:text}`real_confidence` % confidence. Had every guess been right,
 # its {glue:text}`real_canaries` canaries among the images would have proved {glue:text}`real_power:.2f` and no more: a fault smaller than that
-# stays unseen here. (The last cell also asserts that this audit takes less than a quarter of an hour, which holds for the
-# quick profile on two cores.) The slow tests repeat it for three seeds, both data sets and two ε.
+# stays unseen here. This audit took {glue:text}`real_time`. The slow tests repeat it for three seeds, both data sets and two ε.
 #
 # ## What we now know
 #
@@ -337,7 +338,6 @@ assert not any(
     bound.contradicts(epsilon) for bound in [*statistics_bounds.values(), gradient_bound, *whole_bounds.values()]
 )
 assert not real.contradicted
-assert real.seconds < 15 * 60 or profile == "paper"
 assert not broken.pop("honest").contradicts(1.0)
 assert all(bound.contradicts(1.0) for bound in broken.values())
 assert shuffled > 100 * delta

@@ -216,19 +216,25 @@ drawn_for = classes.repeat(200)
 candidates = finish(synthesizer.compressor.decode(latents), settings.finish, torch.Generator())
 selects = settings.selects
 logits = synthesizer.selector.logits(candidates) if selects else torch.eye(len(classes))[drawn_for]
-unlike = logits.log_softmax(1)[torch.arange(len(drawn_for)), drawn_for].argsort()[:10]
+seen_as = logits.log_softmax(1)[torch.arange(len(drawn_for)), drawn_for]
+unlike = seen_as.argsort()[:10] if selects else 200 * classes
 refused = (logits.argmax(1) != drawn_for).double()
-glue("candidates", settings.selection.candidates, display=False)
-glue("refused", f"{refused.mean().item():.0%}", display=False)
+by_the_classifier = f"Here the classifier refuses {refused.mean().item():.0%} of the images, and up to"
+by_the_classifier += f" {settings.selection.candidates} are drawn for each one."
+without = (
+    "At this ε there is no classifier: nothing is drawn again, and the row shows one image of each class, unjudged."
+)
+glue("refusal", by_the_classifier if selects else without, display=False)
 by_class = pd.Series([refused[drawn_for == c].mean().item() for c in classes], saved.class_names, name="drawn again")
 style.captioned(by_class.map("{:.0%}".format).rename_axis("class"), "How many of each class the classifier refuses.")
 
-# %% mystnb={"figure": {"caption": "The ten of two hundred images of each class that look least like what they should be.", "name": "fig-refused"}, "image": {"alt": "A row of synthetic images, most of which show nothing or something between two classes."}}
+# %% mystnb={"figure": {"caption": "The ten images, out of two hundred of each class, that the classifier finds least like what they should be; where there is no classifier, one of each class.", "name": "fig-refused"}, "image": {"alt": "A row of synthetic images, most of which show nothing or something between two classes."}}
 names = ", ".join(saved.class_names[c] for c in drawn_for[unlike])
-samples.image_rows({"refused": candidates[unlike]}, "Not seen as what they should be", "", names)
+title = "Not seen as what they should be" if selects else "One of each class, unjudged"
+samples.image_rows({"refused" if selects else "drawn": candidates[unlike]}, title, "", names)
 
 # %% [markdown]
-# Here the classifier refuses {glue:text}`refused` of the images, and up to {glue:text}`candidates` are drawn for each one.
+# {glue:text}`refusal`
 #
 # ## What is known without looking
 #
@@ -295,9 +301,10 @@ length = after.flatten(1).norm(dim=1).mean().item()
 way = f"The way is {settings.selection.push:g} long at most; an image has a length of {length:.1f}, on average."
 print(way if settings.pushes else "With these settings no image is pushed.")
 
-# %% mystnb={"figure": {"caption": "One of each class on its way: selected, with its edges moved, pushed unless that is off, and finished. Moving and pushing leave grain around the strokes; finishing, which raises the contrast where that is on, takes most of it away.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: as they were selected, below them with grain around their edges, and at the bottom finished ones."}}
-turns = (("selected", before), ("moved", after), ("pushed", pushed), ("finished", finished))
-shown_rows = {name: some[: len(classes)] for name, some in turns if name != "pushed" or settings.pushes}
+# %% mystnb={"figure": {"caption": "One of each class on its way, a row for each step that is on at this ε: selected or only drawn, with its edges moved, pushed, and finished. Moving and pushing leave grain around the strokes; finishing, which raises the contrast where that is on, takes most of it away.", "name": "fig-finished"}, "image": {"alt": "Rows of the same synthetic images: as they were selected, below them with grain around their edges, and at the bottom finished ones."}}
+first = "selected" if selects else "drawn"
+turns = {first: before} | ({"moved": after} if moves else {}) | ({"pushed": pushed} if settings.pushes else {})
+shown_rows = {name: some[: len(classes)] for name, some in (turns | {"finished": finished}).items()}
 samples.image_rows(shown_rows, "From stage 1 to the image released", "step", "classes in order")
 
 # %% [markdown]

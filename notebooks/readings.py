@@ -105,8 +105,13 @@ right = {name: 100 * classifiers.accuracy(network, test.images, test.labels) for
 accuracies = pd.Series(right, name="MLP accuracy (%)").rename_axis("reading").round(1)
 style.captioned(accuracies, "A small classifier, trained on what each reading draws, on real test images.")
 
+# %%
+reached = f"a classifier learns {right['B']:.1f} % from its images and {right['C']:.1f} % from those of C"
+weak = f"B is private and weak: {reached}."
+glue("b_and_c", weak if right["B"] < right["C"] else f"B is private. From so few images {reached}.", display=False)
+
 # %% [markdown]
-# B is private and weak. One latent is one person's, so each needs noise enough to hide a whole person, and no averaging over
+# {glue:text}`b_and_c` One latent is one person's, so each needs noise enough to hide a whole person, and no averaging over
 # people makes it smaller. C asks questions about *sums*, in which one person hardly counts.
 #
 # ## Catching a false claim
