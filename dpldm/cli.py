@@ -146,6 +146,7 @@ EXAMPLES = {
         "dpldm run --profile smoke                             seconds: does all of it work here?",
         "dpldm run --dataset fashion_mnist --method dp-merf    another method, same protocol",
         "dpldm run --data my-images/ --epsilon 3 --secure      your own, a folder per class or .npz, for a release",
+        "dpldm run --data my-images/ --epsilon 3 --dry-run     what would be done with them and why; writes nothing",
     ),
     "sample": (
         "dpldm sample runs/NAME/synthesizer.safetensors --out images.npz",
@@ -259,6 +260,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--classifier-seeds", type=int, metavar="N", help="classifiers of each kind to score with")
     run.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help=f"of the record (default {RECORDS})")
     run.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of stages and images (default {RUNS})")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done with the images and why, and stop")
     run.add_argument("--force", action="store_true", help="begin anew even if the record exists; never with --secure")
 
 

@@ -32,11 +32,16 @@ def run_experiment(given: argparse.Namespace) -> None:
     if epsilon is not None or given.noise_multiplier is not None:
         PrivacySpec(epsilon, given.delta, given.noise_multiplier)  # a bad budget is refused before the slow imports
     from dpldm.book import freshness
-    from dpldm.runs import experiment, run, words
+    from dpldm.runs import experiment, plan, run, words
 
     folders = experiment.Folders(records=given.out, runs=given.runs)
     described = _experiment(given, epsilon)
+    if given.dry_run:
+        print(*plan.in_words(described), sep="\n")
+        return
     with progress_bar() as progress:
+        for line in [] if given.data is None else plan.in_words(described):
+            progress.say(line)
         record = run.run(
             described,
             folders,

@@ -1,0 +1,120 @@
+"""What a run will work on and what it will do, in words for the owner of the images, before anything is done.
+
+How many images each class has is told here and nowhere else: it is computed from the images, and no ε covers it.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dpldm.data.images import ImageData
+from dpldm.method.settings import SynthesisSettings
+from dpldm.methods import METHODS
+from dpldm.recipes import AMPLE_FROM, TIGHT_FROM, band
+from dpldm.runs.experiment import Experiment, Folders
+from dpldm.runs.job import prepare
+
+MOST_CLASSES = 20  # of which all are listed
+BUDGETS = {
+    "ample": f"ε of {AMPLE_FROM:g} or more, or noise that was given, counts as ample: there is little noise, so that "
+    "images are hardly clipped and many dimensions are kept",
+    "tight": f"ε from {TIGHT_FROM:g} to {AMPLE_FROM:g} counts as tight: bounds are tighter and fewer dimensions are "
+    "kept, as each of them takes noise",
+    "scarce": f"ε below {TIGHT_FROM:g} counts as scarce: bounds are tight, few dimensions are kept, and what would be "
+    "mostly noise is not measured",
+}
+
+
+def in_words(experiment: Experiment, data: Path | None = None) -> list[str]:
+    """What `dpldm.runs.run.run` would do, checked as far as it checks before it works. Keeps no file but missing public
+    data.
+
+    Args:
+        data: the folder of public data; None: see `dpldm.data.datasets.data_folder`.
+
+    Raises:
+        ValueError: something can't work, as the run would say.
+        OSError: the images can't be read.
+    """
+    with tempfile.TemporaryDirectory() as nowhere:  # the secret that checksums are keyed with goes with it
+        job = prepare(experiment, Folders(Path(nowhere), Path(nowhere), data))
+    asked, own = job.experiment, isinstance(job.experiment.dataset, Path)
+    method, drawn = METHODS[asked.method], f"{len(job.labels):,} synthetic images, as many of each class"
+    lines = [
+        *_images(job.train),
+        f"budget:    {_budget(asked)}",
+        f"method:    {method.title}. {method.about}",
+    ]
+    if isinstance(job.settings, SynthesisSettings):
+        lines += [f"recipe:    {why}" for why in _why(asked, own)]
+        lines += [f"           {step}" for step in steps(job.settings)]
+    lines.append(f"draws:     {drawn}; {'scored' if job.test is not None else 'not scored'}")
+    lines.append(
+        "expected:  time and memory are not foretold, as only MNIST's size was measured; a run shows what is left"
+    )
+    return lines
+
+
+def _images(data: ImageData) -> Iterator[str]:
+    channels, height, width = data.image_shape
+    colours = "grey" if channels == 1 else "RGB"
+    yield f"images:    {len(data):,} of {height} × {width} pixels, {colours}, in {data.num_classes} classes"
+    counts = torch.bincount(data.labels, minlength=data.num_classes).tolist()
+    named = list(zip(counts, data.class_names, strict=True))
+    if len(named) > MOST_CLASSES:
+        (few, rare), (many, common) = min(named), max(named)
+        told = f"from {few:,} ({rare}) to {many:,} ({common})"
+    else:
+        told = ", ".join(f"{name}: {count:,}" for count, name in named)
+    yield f"classes:   {told} (for your eyes: no record has these numbers, and no ε covers them)"
+
+
+def _budget(asked: Experiment) -> str:
+    spec = asked.spec
+    if spec is None:
+        return "none, not private: treat what comes out like the real images"
+    given = f"noise multiplier {spec.noise_multiplier}" if spec.epsilon is None else f"ε ≤ {spec.epsilon:g}"
+    secret = "secret noise" if spec.secure_mode else "seeded noise, which protects nobody: use --secure for a release"
+    return f"{given}, δ = {spec.delta:g}, {secret}"
+
+
+def _why(asked: Experiment, own: bool) -> Iterator[str]:
+    if asked.profile == "smoke":
+        yield "toy sizes, the same for every ε: smoke tries whether everything works"
+    else:
+        yield BUDGETS[band(asked.epsilon)]
+    if own:
+        yield "chosen by ε and the profile alone, not by your images; its numbers were tuned on MNIST and Fashion-MNIST"
+
+
+def steps(settings: SynthesisSettings) -> Iterator[str]:
+    """What the method does with these settings, a line for each stage with its share of the budget."""
+    compression, fit, shares = settings.compression, settings.fit, settings.shares
+
+    def line(share: float, text: str) -> str:
+        return f"{share:4.0%}  {text}"
+
+    dim = compression.autoencoder.dim if "autoencoder" in compression.kind else compression.pca.dim
+    yield line(shares["compression"], f"{compression.kind}: an image becomes at most {dim} numbers")
+    yield line(shares["mixture"], "mixture: counts, sums and second moments of these numbers, class by class")
+    yield line(
+        settings.diffusion_share, f"denoiser: {fit.steps} steps of DP-SGD, each on about {fit.batch:,} of the images"
+    )
+    if settings.matches:
+        share = settings.matching.image_share
+        yield line(shares["matching"], f"decoders matched to mean features: draw {share:.0%} of the images")
+    if settings.selects:
+        selection = settings.selection
+        pushes = ", and pushes it towards its class" if settings.pushes else ""
+        chosen = f"takes the best of {selection.candidates} for each image{pushes}"
+        yield line(shares["selection"], f"classifier of {selection.steps} noisy steps: {chosen}")
+    if settings.moves:
+        yield line(
+            shares["transport"], "edges: images are moved until their edges are like the private ones on average"
+        )
+    done = {part for finish in (settings.finish, settings.last) for part in ("bend", "contrast", "sharpen")
+            if getattr(finish, part)}  # fmt: skip
+    told = f"finished by {', '.join(sorted(done))}" if done else "left as they come, as nothing is known of such images"
+    yield f"free  images are {told}"
