@@ -40,15 +40,13 @@ def run_experiment(given: argparse.Namespace) -> None:
         print(*plan.in_words(described), sep="\n")
         return
     with progress_bar() as progress:
-        for line in [] if given.data is None else plan.in_words(described):
-            progress.say(line)
-        record = run.run(
-            described,
-            folders,
-            progress,
-            given.force,
-            lambda path: freshness.note_inputs(path, folders.runs, given.force),
-        )
+
+        def begins(path: Path) -> None:
+            for line in [] if given.data is None else plan.in_words(described, folders):
+                progress.say(line)
+            freshness.note_inputs(path, folders.runs, given.force)
+
+        record = run.run(described, folders, progress, given.force, begins)
     print(words.summary(record, folders))
 
 

@@ -27,19 +27,18 @@ BUDGETS = {
 }
 
 
-def in_words(experiment: Experiment, data: Path | None = None) -> list[str]:
-    """What `dpldm.runs.run.run` would do, checked as far as it checks before it works. Keeps no file but missing public
-    data.
+def in_words(experiment: Experiment, folders: Folders | None = None) -> list[str]:
+    """What `dpldm.runs.run.run` would do, checked as far as it checks before it works.
 
     Args:
-        data: the folder of public data; None: see `dpldm.data.datasets.data_folder`.
+        folders: of the run; None for a plan that leaves no file but missing public data.
 
     Raises:
         ValueError: something can't work, as the run would say.
         OSError: the images can't be read.
     """
     with tempfile.TemporaryDirectory() as nowhere:  # the secret that checksums are keyed with goes with it
-        job = prepare(experiment, Folders(Path(nowhere), Path(nowhere), data))
+        job = prepare(experiment, folders or Folders(Path(nowhere), Path(nowhere)))
     asked, own = job.experiment, isinstance(job.experiment.dataset, Path)
     method, drawn = METHODS[asked.method], f"{len(job.labels):,} synthetic images, as many of each class"
     lines = [
