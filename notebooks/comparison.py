@@ -66,7 +66,7 @@ dataset: str = "mnist"  # data set: mnist or fashion_mnist
 epsilon: float = 10.0  # total privacy budget ε of the run, 0.01 or more
 seed: int = 0  # of everything random, 0 to 10⁹
 profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or paper (hours, or a GPU)
-# %%
+# %% tags=["hide-input"]
 folders = Folders(records=Path("runs/records"))
 record = run(Experiment(dataset, epsilon, seed=seed, profile=profile), folders)
 everything = [*read_all(Path("book/records")), record]
@@ -93,7 +93,7 @@ glue("shown", profile_title(shown), display=False)
 # %%
 Markdown(comparison.as_text(best_in_words(ours_shown, published)))
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the same for other profiles", "code_prompt_hide": "Hide the same for other profiles"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the same for other profiles", "code_prompt_hide": "Hide the same for other profiles"}
 Markdown(comparison.as_text(best_in_words(ours_folded, published)))
 
 # %% [markdown]
@@ -103,7 +103,7 @@ Markdown(comparison.as_text(best_in_words(ours_folded, published)))
 # be compared, with a grain of salt: {cite:t}`hu2024sok` repeated several of them and found less, for G-PATE
 # {cite}`long2021gpate` and DataLens {cite}`wang2021datalens` far less. Accuracy of the CNN in per cent at each ε:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the quoted accuracies", "code_prompt_hide": "Hide the quoted accuracies"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the quoted accuracies", "code_prompt_hide": "Hide the quoted accuracies"}
 cnn = here[here["score"] == "cnn"].assign(value=lambda rows: 100 * rows["value"])
 wide = cnn.pivot(index=["method", "source"], columns="epsilon", values="value").sort_values(10.0, ascending=False)
 wide.map("{:.4g}".format).replace("nan", "–")
@@ -118,7 +118,7 @@ wide.map("{:.4g}".format).replace("nan", "–")
 among = [sentence for budget in budgets for sentence in among_published(rows_shown, here, budget)]
 Markdown(comparison.as_text(among))
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the same for other profiles", "code_prompt_hide": "Hide the same for other profiles"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the same for other profiles", "code_prompt_hide": "Hide the same for other profiles"}
 among = [sentence for budget in budgets for sentence in among_published(rows_folded, here, budget)]
 Markdown(comparison.as_text(among))
 
@@ -129,7 +129,7 @@ Markdown(comparison.as_text(among))
 # use public images, which makes another question of it. Accuracy in per cent, the higher one where two sources of the same
 # authors differ; do not compare with the table above.
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the accuracies of large classifiers", "code_prompt_hide": "Hide the accuracies of large classifiers"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the accuracies of large classifiers", "code_prompt_hide": "Hide the accuracies of large classifiers"}
 large = here[here["score"] == "best_of_three"].assign(value=lambda rows: 100 * rows["value"])
 merged = large.pivot_table(index=["method", "public_data"], columns="epsilon", values="value", aggfunc="max")
 merged.sort_values(10.0, ascending=False).map("{:.3g}".format).replace("nan", "–")
@@ -166,7 +166,7 @@ Markdown(comparison.as_text(latent_in_words(published)))
 # At the foot of the table stands what the same classifiers learn without any privacy: from images of the same architecture,
 # which says what privacy costs and what is left for a better architecture, and from the real images themselves.
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the table of targets", "code_prompt_hide": "Hide the table of targets"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the table of targets", "code_prompt_hide": "Hide the table of targets"}
 targets = read_targets(Path("book/targets.csv"))
 yardsticks = {
     "the same without privacy": runs_of(everything, "non-private"),
@@ -178,7 +178,7 @@ HTML(comparison.as_html(aims_as_shown(own, published, targets, yardsticks)))
 count, *each = aims_in_words(own, targets)
 Markdown(count)
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show each target in words", "code_prompt_hide": "Hide each target in words"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show each target in words", "code_prompt_hide": "Hide each target in words"}
 Markdown(comparison.as_text(each))
 
 # %% [markdown]
@@ -186,7 +186,7 @@ Markdown(comparison.as_text(each))
 # The least of the three is the one to beat, also where it was reached at a smaller ε, since what is private there is so at a
 # larger one. In brackets stands the least of those whose images were finished like ours, as described below:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the table of distances", "code_prompt_hide": "Hide the table of distances"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the table of distances", "code_prompt_hide": "Hide the table of distances"}
 whole = comparison.measured(everything)
 HTML(comparison.as_html(distances_as_shown(whole)))
 
@@ -194,7 +194,7 @@ HTML(comparison.as_html(distances_as_shown(whole)))
 count, *each = distances_in_words(whole) or ["*There is no record to compare with yet.*"]
 Markdown(count)
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show each distance in words", "code_prompt_hide": "Hide each distance in words"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show each distance in words", "code_prompt_hide": "Hide each distance in words"}
 Markdown(comparison.as_text(each))
 
 # %% [markdown]
@@ -206,7 +206,7 @@ Markdown(comparison.as_text(each))
 # %%
 glue("methods", len(METHODS), display=False)
 
-# %% tags=["hide-output"] mystnb={"markdown_format": "myst", "code_prompt_show": "Show the methods", "code_prompt_hide": "Hide the methods"}
+# %% tags=["hide-cell"] mystnb={"markdown_format": "myst", "code_prompt_show": "Show the methods", "code_prompt_hide": "Hide the methods"}
 Markdown(comparison.index_of_methods())
 
 # %% [markdown]
@@ -222,19 +222,19 @@ Markdown(comparison.index_of_methods())
 # of the same private fit *finished like ours* at that ε (`dpldm run --method NAME --finished`). A dash stands there for
 # ours, which always are, and for the yardsticks.
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show accuracy, distance, time and size of every method", "code_prompt_hide": "Hide accuracy, distance, time and size of every method"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show accuracy, distance, time and size of every method", "code_prompt_hide": "Hide accuracy, distance, time and size of every method"}
 HTML(comparison.as_html(comparison.as_shown(rows)))
 
 # %% [markdown]
 # The two other classifiers, and how many seeds there are:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show all classifiers and numbers of seeds", "code_prompt_hide": "Hide all classifiers and numbers of seeds"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show all classifiers and numbers of seeds", "code_prompt_hide": "Hide all classifiers and numbers of seeds"}
 HTML(comparison.as_html(comparison.classifiers_as_shown(rows)))
 
 # %% [markdown]
 # Times depend on the machine. These were taken on:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the machines", "code_prompt_hide": "Hide the machines"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the machines", "code_prompt_hide": "Hide the machines"}
 print(*sorted({device for devices in rows["device"] for device in devices}), sep="\n")
 
 # %% [markdown]
@@ -244,7 +244,7 @@ print(*sorted({device for devices in rows["device"] for device in devices}), sep
 # %%
 glue("missing", len(comparison.commands_for_missing(rows, dataset, profile, budgets)), display=False)
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show what is missing, and the commands that make it", "code_prompt_hide": "Hide what is missing, and the commands that make it"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show what is missing, and the commands that make it", "code_prompt_hide": "Hide what is missing, and the commands that make it"}
 Markdown(comparison.missing_in_words(rows, dataset, profile, budgets))
 
 # %% mystnb={"figure": {"caption": "What was measured here, in the profile of the sentences: a dot for every seed, the mean, and one standard deviation.", "name": "fig-methods"}, "image": {"alt": "One line per method and budget with dots for accuracy and for Frechet distance, and a dash at their mean."}}
@@ -269,21 +269,21 @@ Markdown(comparison.as_text(at_this_epsilon))
 # %% [markdown]
 # At every ε, for all profiles, first the accuracy of the CNN, more is better:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show who is ahead in accuracy", "code_prompt_hide": "Hide who is ahead in accuracy"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show who is ahead in accuracy", "code_prompt_hide": "Hide who is ahead in accuracy"}
 accuracy = [sentence for budget in budgets for sentence in comparison.claims(rows, budget)]
 Markdown(comparison.as_text(accuracy))
 
 # %% [markdown]
 # Then the Fréchet distance on the features of our classifier, less is better:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show who is ahead in distance", "code_prompt_hide": "Hide who is ahead in distance"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show who is ahead in distance", "code_prompt_hide": "Hide who is ahead in distance"}
 distance = [sentence for budget in budgets for sentence in comparison.claims(rows, budget, words.DISTANCE)]
 Markdown(comparison.as_text(distance))
 
 # %% [markdown]
 # What the rivals gain when their images are finished like ours:
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show what a finish gives to rivals", "code_prompt_hide": "Hide what a finish gives to rivals"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show what a finish gives to rivals", "code_prompt_hide": "Hide what a finish gives to rivals"}
 finished = [sentence for budget in budgets for sentence in comparison.finished_in_words(rows, budget)]
 Markdown(comparison.as_text(finished))
 
@@ -307,11 +307,11 @@ samples.image_rows(
 # images. Beside what we measured on all training images stands what is quoted; names with *(re-run)* are quoted from authors
 # who repeated somebody else's method.
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show re-runs beside published figures", "code_prompt_hide": "Hide re-runs beside published figures"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show re-runs beside published figures", "code_prompt_hide": "Hide re-runs beside published figures"}
 beside = beside_published(rows, here)
 HTML(comparison.as_html(beside_as_shown(beside)))
 
-# %% tags=["hide-output"] mystnb={"code_prompt_show": "Show the same in words", "code_prompt_hide": "Hide the same in words"}
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the same in words", "code_prompt_hide": "Hide the same in words"}
 Markdown(comparison.as_text(repeats_in_words(beside)))
 
 # %% [markdown]
@@ -333,7 +333,7 @@ Markdown(comparison.as_text(repeats_in_words(beside)))
 # FIDs of different sources differ in their features, in what they are measured against (training or test images), and in
 # preprocessing. This table shows how far the *same* method spreads over sources.
 
-# %%
+# %% tags=["hide-cell"] mystnb={"code_prompt_show": "Show the distances of several sources", "code_prompt_hide": "Hide the distances of several sources"}
 fid = here[(here["score"] == "fid_inception") & (here["epsilon"] == 10.0)]
 fid = fid.assign(method=fid["method"].str.replace(" (re-run)", ""))
 spread = fid.pivot(index="method", columns="source", values="value").dropna(thresh=2).dropna(axis="columns", how="all")
