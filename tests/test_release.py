@@ -2,12 +2,14 @@
 
 import copy
 import json
+import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,17 @@ from dpldm.runs.run import run
 CLASSES = ("T-shirt/top", "../b|c", "naïve")
 MARKED = np.random.default_rng(7).integers(0, 256, (12, 12), dtype=np.uint8)  # a real image that nobody else has
 SCORES = {"0.98765", "1234.567", "4321.25"}
+HOST, USER = "blaubeerkuchen.example", "quittengelee"  # long enough to be in no file by chance
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _somebody_somewhere() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("USER", "LOGNAME", "USERNAME"):
+            patch.setenv(name, USER)
+        patch.setattr(socket, "gethostname", lambda: HOST)
+        patch.setattr(platform, "node", lambda: HOST)
+        yield
 
 
 def make(place: Path, secure: bool = True) -> Finished:
@@ -161,7 +174,7 @@ def leaks(folder: Path, needles: dict[str, bytes]) -> set[str]:
 def needles_of(made: Finished) -> dict[str, bytes]:
     secret = (made.folder.parent / ".secret").read_bytes()
     (keyed,) = files.read(made.record)["data_sha256"].values()
-    words = {made.folder.parent.as_posix(), "zwetschgenmus", "patients", socket.gethostname(), "Difference Engine"}
+    words = {made.folder.parent.as_posix(), "zwetschgenmus", "patients", HOST, USER, "Difference Engine"}
     found = {word: word.encode() for word in words | SCORES | {secret.hex(), keyed, made.record.stem}}
     found["the secret"] = secret
     for number, row in enumerate(MARKED):
