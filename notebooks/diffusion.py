@@ -217,7 +217,7 @@ candidates = finish(synthesizer.compressor.decode(latents), settings.finish, tor
 selects = settings.selects
 logits = synthesizer.selector.logits(candidates) if selects else torch.eye(len(classes))[drawn_for]
 seen_as = logits.log_softmax(1)[torch.arange(len(drawn_for)), drawn_for]
-unlike = seen_as.argsort()[:10] if selects else 200 * classes
+unlike = seen_as.argsort()[:10] if selects else classes  # the first of each
 refused = (logits.argmax(1) != drawn_for).double()
 by_the_classifier = f"Here the classifier refuses {refused.mean().item():.0%} of the images, and up to"
 by_the_classifier += f" {settings.selection.candidates} are drawn for each one."
