@@ -475,6 +475,20 @@ def test_a_summary_says_which_score_was_left_out(made: Made) -> None:
     assert said.endswith("(classifier features); left out by Inception features: not asked for")
 
 
+def test_a_summary_names_learners_and_two_sample_tests_where_they_were_measured(made: Made) -> None:
+    metrics = made.record["metrics"]
+    told = {
+        "forest": {"auc": 0.9996, "low": 0.9991, "high": 1.0},
+        "forest_real": {"auc": 0.495, "low": 0.4, "high": 0.6},
+    }
+    said = words.scores_in_words(metrics | {"learners": {"cnn": [0.9], "knn": [0.9, 0.91]}, "two_sample": told})
+    assert said[1] == "learners:  3-NN 90.5% on real test images (nobody tuned for these)"
+    assert said[2].startswith("AUC:       forest 1.000 (0.999 to 1.000), real 0.495 at telling them from real images")
+    assert len(words.scores_in_words(metrics)) == 4
+    old = {key: value for key, value in metrics.items() if key not in ("learners", "two_sample")}
+    assert len(words.scores_in_words(old)) == 2
+
+
 def test_two_processes_do_not_make_one_run_at_once(tmp_path: Path) -> None:
     progress, order = Lines(), []
 

@@ -117,6 +117,11 @@ def test_a_missing_key_is_named(key):
             "metrics.nearest_ratio: expected text, .* a finite number, .* got nan",
         ),
         (["metrics", "parameters"], -1, "metrics.parameters: expected a whole number, 0 or more, got -1"),
+        (["metrics", "learners"], [0.9], r"metrics.learners: expected an object, got \[0.9\]"),
+        (["metrics", "learners"], {"knn": 0.9}, "metrics.learners.knn: expected a list of numbers from 0 to 1"),
+        (["metrics", "two_sample"], {"cnn": 0.9}, "metrics.two_sample.cnn: expected an object, got 0.9"),
+        (["metrics", "two_sample"], {"cnn": {"auc": 1.1}}, "metrics.two_sample.cnn.auc: expected a number from 0 to 1"),
+        (["metrics", "two_sample"], {"cnn": {"auc": 1, "low": 1}}, "metrics.two_sample.cnn.high: .* got nothing"),
         (["metrics", "n_synthetic"], 6e4, "metrics.n_synthetic: expected a whole number"),
         (["seconds", "sampling"], -1, "seconds.sampling: expected a finite number, 0 or more, or null, got -1"),
         (["seconds", "waiting"], "long", "seconds.waiting: expected a finite number"),
@@ -372,6 +377,32 @@ def test_the_text_is_aligned_rounded_and_names_its_records():
         assert record_name(one) in text
     assert "Inception" not in text  # measured by none of them
     assert tables.to_text(tables.table([])) == "No records yet."
+
+
+MEASURED = {
+    "learners": {"cnn": [0.94], "knn": [0.905], "forest": [0.919], "boosting": [0.9], "svm": [0.95, 0.97]},
+    "two_sample": {"forest": {"auc": 0.9996, "low": 0.999, "high": 1.0}, "cnn": {"auc": 0.75, "low": 0.7, "high": 0.8}},
+}
+
+
+def test_learners_and_two_sample_tests_have_columns_where_a_record_has_them():
+    """One seed of a run was measured by today's instruments, another before they were there: one run, one name."""
+    old, new = record(seed=1), record()
+    new["metrics"] = new["metrics"] | MEASURED
+    schema.validate(new)
+    assert record_name(new) == record_name(record())
+    frame = tables.table([old, new, record(dataset="other")])
+    row, other = frame.iloc[0], frame.iloc[1]
+    assert (row["seeds"], row["knn_values"], row["knn"]) == (2, (0.905,), 0.905)
+    assert row["svm"] == pytest.approx(0.96)
+    assert (row["auc_forest"], row["auc_cnn"]) == (0.9996, 0.75)
+    assert math.isnan(other["forest"])
+    assert other["auc_forest_values"] == ()
+    header, first, second = tables.to_text(frame).splitlines()[:3]
+    assert [column in header for column in ("3-NN (%)", "SVM (%)", "AUC (forest)", "AUC (CNN)")] == [True] * 4
+    assert "90.5 91.9 90.0 96.0 ± 1.4" in " ".join(first.split())
+    assert second.count("–") >= 6
+    assert "AUC" not in tables.to_text(tables.table([old]))
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,8 @@ def memorisation(
     """Whether synthetic images lie closer to training images than unseen real images do, by pixel distance.
 
     At most `count` synthetic and `count` test images are looked at; distances are Euclidean over pixels in [0, 1].
+    share_copied: synthetic images that are less than half as far from a training image as from any test image; 0 of new
+        ones, since smooth images are as near to the one set as to the other (after Carlini et al. 2023).
     share_below_first_percentile: synthetic images nearer to the training set than 99% of real test images are; 0.01 if
         synthetic images are like new real ones. Smooth images are near to everything, so this alone proves nothing.
     share_closer_to_train: synthetic images whose nearest real image is a training image and not a test image; 1 for
@@ -153,6 +155,7 @@ def memorisation(
     to_test, expected = nearest_distances(queries, test), len(train) / (len(train) + len(test))
     closer = (to_train < to_test).double() + expected * (to_train == to_test).double()  # ties tell nothing
     return {
+        "share_copied": float((2 * to_train < to_test).double().mean()),
         "share_below_first_percentile": float((to_train < reference.quantile(0.01)).double().mean()),
         "share_closer_to_train": float(closer.mean()),
         "share_closer_expected": expected,

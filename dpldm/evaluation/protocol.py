@@ -36,9 +36,15 @@ from dpldm.evaluation.classifiers import (
 )
 from dpldm.evaluation.fidelity import fidelity, memorisation
 from dpldm.evaluation.inception import find_inception_weights, inception_part
-from dpldm.evaluation.settings import CLASSIFIERS, EVALUATION, EvaluationSettings, LabelledImages
+from dpldm.evaluation.learners import learner_accuracy
+from dpldm.evaluation.settings import CLASSIFIERS, EVALUATION, JUDGES, LEARNERS, EvaluationSettings, LabelledImages
+from dpldm.evaluation.two_sample import VIEWS, two_sample
 
-PARTS = ("cnn", "fidelity", "memorisation", "mlp", "logreg", "fid_inception")  # longest first, to pack the cores well
+TWO_SAMPLE = {f"two_sample_{judge}": judge for judge in JUDGES}
+PARTS = (  # longest first, to pack the cores well
+    *("cnn", "forest", "boosting", *TWO_SAMPLE, "fidelity", "svm", "knn", "memorisation", "mlp", "logreg"),
+    "fid_inception",
+)
 
 Progress = Callable[[float, str], None]  # (share of the work done in [0, 1], name of the part)
 
@@ -141,12 +147,18 @@ def _parts(
             elif part == "memorisation":
                 images = (synthetic.images, real_train.images, real_test.images)
                 jobs[part] = [partial(memorisation, *images, settings.n_memorisation_images, seed, device)]
+            elif part in LEARNERS:
+                jobs[part] = [partial(learner_accuracy, part, synthetic, real_test, seed)]
+            elif part in TWO_SAMPLE:
+                images = (synthetic.images, real_train.images, real_test.images)
+                judge = TWO_SAMPLE[part]
+                jobs[part] = [partial(two_sample, judge, view, *images, settings, device, seed) for view in VIEWS]
         for part, results in _in_parallel(jobs, device, reporter):
             if part in CLASSIFIERS:
                 yield part, _usefulness_metrics(part, results, settings, device)
             else:
                 reporter.add(_WORK[part], part)
-                yield part, results[0] if part == "fidelity" else {part: results[0]}
+                yield part, _other_metrics(part, results)
         if "fid_inception" in todo:
             yield "fid_inception", inception_part(synthetic.images, real_test.images, settings, weights, device, seed)
 
@@ -239,20 +251,31 @@ def _usefulness_metrics(
         {"epoch": trained.epoch, "synthetic_validation_accuracy": trained.validation_accuracy} for _, trained in results
     ]
     arithmetic = "bfloat16" if kind == "cnn" and settings.bfloat16 and uses_bfloat16(device) else "float32"
+    scores = [score for score, _ in results]
     return {
-        "accuracy": {kind: [score for score, _ in results]},
+        "accuracy": {kind: scores},
+        "learners": {kind: scores},
         "selection": {kind: chosen},
         "arithmetic": {kind: arithmetic},
     }
 
 
+def _other_metrics(part: str, results: list[Any]) -> dict[str, Any]:
+    if part in LEARNERS:
+        return {"learners": {part: results}}
+    if part in TWO_SAMPLE:
+        return {"two_sample": {f"{TWO_SAMPLE[part]}{view}": one for view, one in zip(VIEWS, results, strict=True)}}
+    return results[0] if part == "fidelity" else {part: results[0]}
+
+
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 _WORK = {"fidelity": 8, "memorisation": 4, "cnn": 12, "mlp": 1, "logreg": 1}  # rough seconds; classifiers: per epoch
+_WORK |= {"forest": 25, "boosting": 12, "svm": 5, "knn": 6, "two_sample_forest": 16, "two_sample_cnn": 16}
 
 
 def _work(todo: list[str], settings: EvaluationSettings) -> int:
-    total = sum(_WORK[part] for part in ("fidelity", "memorisation") if part in todo)
+    total = sum(work for part, work in _WORK.items() if part in todo and part not in CLASSIFIERS)
     return total + sum(
         settings.classifier_seeds * settings.epochs(kind) * _WORK[kind] for kind in CLASSIFIERS if kind in todo
     )

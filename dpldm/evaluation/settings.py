@@ -8,6 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 CLASSIFIERS = ("cnn", "mlp", "logreg")
+LEARNERS = ("forest", "boosting", "svm", "knn")  # that nobody tuned for, beside those
+JUDGES = ("forest", "cnn")  # that tell synthetic from real images
 INCEPTION_MODES = ("never", "if-file", "download")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 CLASSIFIERS = ("cnn", "mlp", "logreg")
+LEARNERS = ("knn", "forest", "boosting", "svm")  # beside those, in records since they are measured
+JUDGES = ("forest", "cnn")  # of the two-sample tests, likewise
 _ROUNDING = 1e-6  # relative; how far a sum of floating-point numbers may pass a limit
 
 
@@ -118,6 +120,8 @@ _METRICS: dict[str, Check] = {
     "n_synthetic": _COUNT,
 }
 _PARAMETERS: Check = ("a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
+_OPTIONAL_METRICS: dict[str, Check] = {"parameters": _PARAMETERS, "learners": _OBJECT, "two_sample": _OBJECT}
+_TWO_SAMPLE: dict[str, Check] = dict.fromkeys(("auc", "low", "high"), _FRACTION)
 _SECONDS: dict[str, Check] = {
     stage: _or_null(_NOT_NEGATIVE) for stage in ("compression", "diffusion", "sampling", "evaluation")
 }
@@ -203,9 +207,14 @@ def validate(record: Mapping[str, Any]) -> None:
     check_fields("", record, RECORD, closed=True)
     _check_privacy(record["privacy"])
     _check_secure_mode(record["settings"], record["privacy"])
-    optional = {"parameters": _PARAMETERS} if "parameters" in record["metrics"] else {}  # not in the oldest records
-    check_fields("metrics.", record["metrics"], _METRICS | optional)
-    accuracy = record["metrics"]["accuracy"]
+    metrics = record["metrics"]
+    optional = {key: check for key, check in _OPTIONAL_METRICS.items() if key in metrics}  # not in the oldest records
+    check_fields("metrics.", metrics, _METRICS | optional)
+    learners, accuracy = metrics.get("learners", {}), metrics["accuracy"]
+    check_fields("metrics.learners.", learners, dict.fromkeys(learners, _FRACTIONS))
+    for name, measured in metrics.get("two_sample", {}).items():
+        check_fields("metrics.two_sample.", {name: measured}, {name: _OBJECT})
+        check_fields(f"metrics.two_sample.{name}.", measured, _TWO_SAMPLE)
     check_fields("metrics.accuracy.", accuracy, dict.fromkeys([*CLASSIFIERS, *accuracy], _FRACTIONS))
     seconds = record["seconds"]
     check_fields("seconds.", seconds, _SECONDS | dict.fromkeys(seconds, _or_null(_NOT_NEGATIVE)))

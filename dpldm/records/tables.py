@@ -9,10 +9,11 @@ import pandas as pd
 
 from dpldm.records.names import definition, digest_of, record_name
 from dpldm.records.numbers import duration, plain
-from dpldm.records.schema import CLASSIFIERS
+from dpldm.records.schema import CLASSIFIERS, JUDGES, LEARNERS
 
 _GROUP = ["dataset", "method", "public_data", "profile", "epsilon", "variant", "finished"]
-_SCORES = (*CLASSIFIERS, "fid_classifier", "fid_inception", "precision", "recall", "seconds")
+_AREAS = tuple(f"auc_{judge}" for judge in JUDGES)
+_SCORES = (*CLASSIFIERS, *LEARNERS, "fid_classifier", "fid_inception", *_AREAS, "precision", "recall", "seconds")
 _SUMMARY = [
     *_GROUP, "epsilon_spent", "delta", "seeds", "score",
     "mean", "standard_deviation", "min", "max", "n", "values", "records",
@@ -25,6 +26,9 @@ def _scores(record: Mapping[str, Any]) -> dict[str, list[float]]:
     single = {key: metrics[key] for key in ("fid_classifier", "fid_inception", "precision", "recall")}
     single["seconds"] = sum(value for value in record["seconds"].values() if value is not None)
     scores = {key: list(map(float, values)) for key, values in metrics["accuracy"].items()}
+    learned, told = metrics.get("learners", {}), metrics.get("two_sample", {})  # not in the oldest records
+    scores |= {key: list(map(float, learned.get(key, []))) for key in LEARNERS}
+    scores |= {f"auc_{judge}": [float(told[judge]["auc"])] if judge in told else [] for judge in JUDGES}
     return scores | {key: [] if value is None else [float(value)] for key, value in single.items()}
 
 
@@ -66,8 +70,9 @@ def summary(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         spent where the noise was asked for; infinite without privacy), `variant` (8 hexadecimal digits that name
         everything else that was asked for), `finished` (whether a rival's images were, see
         `finishing`), `epsilon_spent` (the largest), `delta`, `seeds` (how many synthesis
-        seeds), `score` (`cnn`, `mlp`, `logreg`: fractions of 1; `fid_classifier`, `fid_inception`; `precision`,
-        `recall`; `seconds`: of the whole run), `mean`, `standard_deviation` (of the sample; NaN for one value),
+        seeds), `score` (`cnn`, `mlp`, `logreg`, `knn`, `forest`, `boosting`, `svm`: fractions of 1; `fid_classifier`,
+        `fid_inception`; `auc_forest`, `auc_cnn` of the two-sample tests; `precision`, `recall`; `seconds`: of the whole
+        run), `mean`, `standard_deviation` (of the sample; NaN for one value),
         `min`, `max`, `n`, `values` (every one) and `records` (their file names). Sorted.
     """
     rows = [
@@ -95,8 +100,8 @@ def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per group of runs that differ only by their seed, with what `summary` says about each score.
 
     Returns:
-        A frame with the columns of `summary` that describe the group, and for each score `s` of `cnn`, `mlp`,
-        `logreg`, `fid_classifier`, `fid_inception`, `precision`, `recall`, `seconds`: `s` (the mean), `s_spread` (the
+        A frame with the columns of `summary` that describe the group, and for each score `s` that it names: `s` (the
+        mean), `s_spread` (the
         sample standard deviation, NaN for one value), `s_min`, `s_max`, `s_values` (a tuple of every value). A score
         that no run of the group has is NaN with an empty tuple.
     """
@@ -131,16 +136,18 @@ def to_text(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "No records yet."
     header = ["", "dataset", "method", "ε", "profile", "seeds", "CNN (%)", "MLP (%)", "log. reg. (%)",
-              "FID (classifier)", "FID (Inception)", "time"]  # fmt: skip
+              "3-NN (%)", "forest (%)", "boosting (%)", "SVM (%)", "FID (classifier)", "FID (Inception)",
+              "AUC (forest)", "AUC (CNN)", "time"]  # fmt: skip
     lines = [header]
     for number, row in enumerate(frame.to_dict("records"), start=1):
-        accuracies = [_with_spread(row[name], row[f"{name}_spread"], 100, 1) for name in CLASSIFIERS]
+        accuracies = [_with_spread(row[name], row[f"{name}_spread"], 100, 1) for name in (*CLASSIFIERS, *LEARNERS)]
         distances = [_with_spread(row[n], row[f"{n}_spread"], 1, 2) for n in ("fid_classifier", "fid_inception")]
+        areas = [_with_spread(row[name], row[f"{name}_spread"], 1, 3) for name in _AREAS]
         method = row["method"] + (f" + {row['public_data']}" if row["public_data"] else "")
         method += ", finished" if row["finished"] else ""
         epsilon = "none" if math.isinf(row["epsilon"]) else plain(row["epsilon"])
         lines.append([f"[{number}]", row["dataset"], method, epsilon, row["profile"], str(row["seeds"]),
-                      *accuracies, *distances, duration(row["seconds"])])  # fmt: skip
+                      *accuracies, *distances, *areas, duration(row["seconds"])])  # fmt: skip
     columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"–"}]  # taken by no run
     widths = [max(map(_width, column)) for column in columns]
     left = {0, 1, 2, 4}  # words; numbers go to the right
@@ -151,6 +158,11 @@ def to_text(frame: pd.DataFrame) -> str:
             room = " " * (width - _width(cell))
             cells.append(cell + room if position in left else room + cell)
         aligned.append("  ".join(cells).rstrip())
-    notes = ["", "Accuracy on real test images, mean ± standard deviation over all seeds; time of one run. Records:"]
+    notes = ["", "Accuracy on real test images, mean ± standard deviation over all seeds; time of one run."]
+    if any(column[0] in ("AUC (forest)", "AUC (CNN)") for column in columns):
+        notes.append(
+            "AUC: how well a classifier tells the images from real ones, 0.5 where it can't, 1 where it always can."
+        )
+    notes.append("Records:")
     notes += [f"[{number}] {name}" for number, names in enumerate(frame["records"], start=1) for name in names]
     return "\n".join(aligned + notes)

@@ -11,6 +11,8 @@ from dpldm.records import names, numbers
 from dpldm.runs.experiment import Folders
 
 UNCOVERED = "computed from real images directly; not covered by the privacy guarantee"
+LEARNERS = {"knn": "3-NN", "forest": "forest", "boosting": "boosting", "svm": "SVM"}
+JUDGES = {"forest": "forest", "cnn": "CNN"}
 NOT_PRIVATE = {
     "epsilon": None,
     "claim": "No differential privacy: this run was made without noise. Treat what it gives like the real images.",
@@ -53,7 +55,7 @@ def _privacy_in_words(spent: Mapping[str, Any]) -> str:
 
 
 def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
-    """Accuracies and Fréchet distances of `metrics`, a line for each."""
+    """Accuracies, Fréchet distances and two-sample tests of `metrics`, a line for each that was measured."""
     names = {"cnn": "CNN", "mlp": "MLP", "logreg": "logistic regression"}
     shown = []
     for kind, name in names.items():
@@ -65,8 +67,26 @@ def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
         return ["scores:    not measured"]
     seeds = max(len(values) for values in metrics["accuracy"].values())
     lines = [f"accuracy:  {', '.join(shown)} on real test images ({seeds} classifier seed{'s' * (seeds > 1)})"]
+    if others := {kind: values for kind, values in metrics.get("learners", {}).items() if kind in LEARNERS}:
+        means = [
+            f"{LEARNERS[kind]} {100 * sum(others[kind]) / len(others[kind]):.1f}%"
+            for kind in LEARNERS
+            if kind in others
+        ]
+        lines.append(f"learners:  {', '.join(means)} on real test images (nobody tuned for these)")
     distances = {"classifier": metrics["fid_classifier"], "Inception": metrics["fid_inception"]}
     known = [f"{value:.2f} ({name} features)" for name, value in distances.items() if value is not None]
     reason = metrics.get("fid_inception_note") if metrics["fid_inception"] is None else None
     left_out = f"; left out by Inception features: {reason}" if reason else ""
+    if told := metrics.get("two_sample"):
+        areas = [_area_in_words(name, judge, told) for judge, name in JUDGES.items() if judge in told]
+        lines.append(f"AUC:       {'; '.join(areas)} at telling them from real images (0.5: can't)")
     return [*lines, f"FID:       {', '.join(known) or 'not measured'}{left_out}"]
+
+
+def _area_in_words(name: str, judge: str, told: Mapping[str, Any]) -> str:
+    """One judge's area with its interval, then that in few grey levels and that of real images."""
+    measured = told[judge]
+    views = {"in few greys": f"{judge}_greys", "real": f"{judge}_real"}
+    others = [f"{view} {told[key]['auc']:.3f}" for view, key in views.items() if key in told]
+    return ", ".join([f"{name} {measured['auc']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})", *others])
