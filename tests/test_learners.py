@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from test_evaluation import TINY, Images, toy
 from torch import Tensor
 
+from dpldm.book import instruments
 from dpldm.evaluation import learners, protocol, two_sample
 from dpldm.evaluation.classifiers import Labelled
 from dpldm.evaluation.fidelity import memorisation
@@ -166,6 +167,27 @@ def test_held_out_images_are_those_that_the_judge_did_not_learn(monkeypatch: pyt
     assert labels.tolist() == [1] * 25 + [0] * 25
     everything = torch.cat([seen, held]).flatten(1)
     assert len(everything.unique(dim=0)) == 100  # no image on both sides
+
+
+def test_the_images_that_give_away_are_the_faulty_ones_and_those_that_pass_are_not() -> None:
+    """Half of the synthetic images are too bright, half are right."""
+    real, fresh = toy(400, 1).images, toy(400, 2).images
+    bright = torch.arange(400) % 2 == 0
+    mixed = torch.where(bright[:, None, None, None], fresh * 0.5 + 0.5, fresh)
+    surest, passing = two_sample.giveaways(mixed, real, 0, 8)
+    assert bright[surest].all()
+    assert not bright[passing].any()
+
+
+def test_tables_and_words_of_a_record_without_the_new_scores_have_dashes() -> None:
+    area = {"auc": 0.9, "low": 0.88, "high": 0.92}
+    metrics = {"learners": {"svm": [0.8, 0.9], "knn": []}, "two_sample": {"forest": area}}
+    table = instruments.learners_table(metrics, {"svm": 1.0})
+    assert table.loc["SVM"].tolist() == pytest.approx([0.85, 1, 0.85])
+    assert table.drop("SVM").isna().all(axis=None)
+    assert instruments.judges_table(metrics).loc["forest"].tolist() == ["0.900 (0.880–0.920)", "–", "–"]
+    assert set(instruments.judges_table({}).to_numpy().ravel()) == {"–"}
+    assert instruments.told_in_words({}, "forest") == "was not asked"
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------

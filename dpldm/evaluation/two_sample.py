@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dpldm.evaluation.classifiers import network_input, train_classifier
 from dpldm.evaluation.learners import build_learner
-from dpldm.evaluation.settings import EvaluationSettings
+from dpldm.evaluation.settings import EVALUATION, EvaluationSettings
 
-JUDGED_IMAGES = 3_000  # at most, of each side; half of them are learned from
+JUDGED_IMAGES = 2_000  # at most, of each side; half of them are learned from
 GREY_LEVELS = 8
 RESAMPLES = 1_000
 CONFIDENCE = 0.95
@@ -77,6 +77,16 @@ def held_out_scores(
     else:
         scores = _cnn_scores(seen, labels, asked, settings, device, seed)
     return drawn[0][half : 2 * half], scores
+
+
+def giveaways(synthetic: Tensor, real_test: Tensor, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Places of the held-out synthetic images that the forest is surest, and least sure, are synthetic: (count,) each.
+
+    Of the seed and images of an evaluation it is that evaluation's forest.
+    """
+    places, scores = held_out_scores("forest", synthetic, real_test, EVALUATION["quick"], "cpu", seed)
+    order = torch.from_numpy(np.argsort(-scores[: len(places)], kind="stable"))
+    return places[order[:count]], places[order.flip(0)[:count]]
 
 
 def in_grey_levels(images: Tensor, levels: int = GREY_LEVELS) -> Tensor:
