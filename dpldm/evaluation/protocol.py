@@ -152,7 +152,9 @@ def _parts(
             elif part in TWO_SAMPLE:
                 images = (synthetic.images, real_train.images, real_test.images)
                 judge = TWO_SAMPLE[part]
-                jobs[part] = [partial(two_sample, judge, view, *images, settings, device, seed) for view in VIEWS]
+                jobs[part] = [
+                    partial(two_sample, judge, view, *images, settings, device, seed, reporter.check) for view in VIEWS
+                ]
         for part, results in _in_parallel(jobs, device, reporter):
             if part in CLASSIFIERS:
                 yield part, _usefulness_metrics(part, results, settings, device)
@@ -236,8 +238,7 @@ def _train_and_score(
 
     def on_batch() -> None:
         reporter.add(share, kind)
-        if reporter.stop.is_set():
-            raise Stopped
+        reporter.check()
 
     count = real_test.num_classes
     trained = train_classifier(kind, synthetic.images, synthetic.labels, count, settings, device, seed, on_batch)
@@ -297,6 +298,11 @@ class _Reporter:
             self.bar.update((self.done - before) / self.total)
             if self.progress:
                 self.progress(self.done / self.total, part)
+
+    def check(self) -> None:
+        """Raises Stopped where the caller went away."""
+        if self.stop.is_set():
+            raise Stopped
 
     def __enter__(self) -> _Reporter:
         return self

@@ -7,6 +7,8 @@ real one; 0.5 where it sees no difference, 1 where it always does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy.stats import bootstrap, rankdata
@@ -34,15 +36,17 @@ def two_sample(
     settings: EvaluationSettings,
     device: torch.device,
     seed: int,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """How well one of `JUDGES` tells images apart, in one of VIEWS: `auc` with `low` and `high`, and `n` of each side.
 
     The view "_greys" rounds all images to 8 grey levels, so that what is seen is not how finely greys are graded or
     how clean the background is. "_real" is the yardstick: training images, the best that a synthesizer could draw,
     against the same test images. low, high: 95 % interval by the bootstrap (see `auc_interval`).
+    on_batch: called after each batch that the CNN learns; what it raises ends the work.
     """
     first = real_train if view == "_real" else synthetic
-    images, scores = held_out_scores(judge, first, real_test, settings, device, seed, view == "_greys")
+    images, scores = held_out_scores(judge, first, real_test, settings, device, seed, view == "_greys", on_batch)
     n = len(images)
     low, high = auc_interval(scores[:n], scores[n:], seed)
     return {"auc": auc(scores[:n], scores[n:]), "low": low, "high": high, "n": n}
@@ -56,6 +60,7 @@ def held_out_scores(
     device: torch.device | str,
     seed: int,
     coarse: bool = False,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, np.ndarray]:
     """Which of `first` were held out (n,), and how sure the judge is that held-out images are of `first`: (2n,).
 
@@ -75,7 +80,7 @@ def held_out_scores(
     if judge == "forest":
         scores = _forest_scores(seen, labels, asked, seed)
     else:
-        scores = _cnn_scores(seen, labels, asked, settings, device, seed)
+        scores = _cnn_scores(seen, labels, asked, settings, device, seed, on_batch)
     return drawn[0][half : 2 * half], scores
 
 
@@ -112,9 +117,10 @@ def _cnn_scores(
     settings: EvaluationSettings,
     device: torch.device | str,
     seed: int,
+    on_batch: Callable[[], None],
 ) -> np.ndarray:
     with torch.enable_grad():
-        network = train_classifier("cnn", seen, labels, 2, settings, device, seed).network.eval()
+        network = train_classifier("cnn", seen, labels, 2, settings, device, seed, on_batch).network.eval()
     logits = torch.cat([network(network_input(part, torch.device(device))).cpu() for part in asked.split(1000)])
     return (logits[:, 1] - logits[:, 0]).double().numpy()
 
