@@ -325,7 +325,7 @@ Markdown(comparison.as_text(repeats_in_words(beside)))
 # discriminator is picked is in all B of them, so they are one mechanism with a sensitivity that is larger by √B, and
 # being picked seldom protects once and not B times. We count the latter, twice, since one image changes how its
 # discriminator answers. So for the same ε we add more noise or take fewer steps, and the published figures have, by our
-# count, a larger ε than they state. [The library's page](../book/api.md) says in which points published code of DP-Sinkhorn
+# count, a larger ε than they state. [The rivals' page](../book/api/rivals.md) says in which points published code of DP-Sinkhorn
 # and GS-WGAN counts otherwise.
 #
 # ## Fréchet distances: look, do not compare
