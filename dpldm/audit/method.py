@@ -108,12 +108,14 @@ def audit_method(
 
     seeded = replace(spec, secure_mode=False)  # a replay needs the same first components
 
-    def build(part: Examples, seed: int) -> LatentDiffusion:
-        shape, its_seed = (channels, height, width), _seed_of_a_secure_run(part, settings, spec, seed)
-        return LatentDiffusion(shape, examples.num_classes, settings, seeded, its_seed)
+    def build(its_seed: int) -> LatentDiffusion:
+        return LatentDiffusion((channels, height, width), examples.num_classes, settings, seeded, its_seed)
+
+    def seed_on(part: Examples, seed: int) -> int:
+        return _seed_of_a_secure_run(part, settings, spec, seed)
 
     def fitted(part: Examples, seed: int) -> tuple[LatentDiffusion, list[Release], Ledger]:
-        synthesizer, guard = build(part, seed), guarded(part, n)
+        synthesizer, guard = build(seed_on(part, seed)), guarded(part, n)
         synthesizer.check(n)
         with watched() as seen, only_the_first(len(part)):
             for stage in synthesizer.stages:
@@ -129,9 +131,10 @@ def audit_method(
     found = {f"saved model, {name}": scores for name, scores in found.items()}
 
     answers = [release.released for release in releases]
-    told = [] if build(taking_part[1:], seed).seed == attacked.seed else ["public draws"]
-    told += what_else_moved(build(taking_part, seed), known, n, attacked, answers, ledger)
-    replays = [replay(build(taking_part, seed), part, n, attacked, answers, ledger) for part in (known, *ones(odd))]
+    told = [] if seed_on(taking_part[1:], seed) == attacked.seed else ["public draws"]
+    told += what_else_moved(build(attacked.seed), known, n, attacked, answers, ledger)
+    # each with the seed of the attacked run, which is not derived again: that reads all images
+    replays = [replay(build(attacked.seed), part, n, attacked, answers, ledger) for part in (known, *ones(odd))]
     evidence = weigh(releases, ledger, replays[0], replays[1:])
     evidence["all statistics"] = evidence.pop("all")
     found |= {name: CanaryScores(decode(one, 1.0).float(), included) for name, one in evidence.items()}
