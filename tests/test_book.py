@@ -270,6 +270,14 @@ def test_every_change_is_seen_and_named_and_nothing_else(tmp_path):
     assert seen("", {"epsilon": 10}) == {}
 
 
+def test_one_page_reports_on_the_build_and_the_others_do_not_depend_on_it():
+    found = notebooks.notebooks()
+    assert [notebook.name for notebook in found if freshness.reports(notebook)] == ["status"]
+    for notebook in found:
+        depends = {"the commit", "the other notebooks"} & set(freshness.inputs(notebook, {}))
+        assert bool(depends) is (notebook.name == "status")
+
+
 def test_only_code_counts_as_reading_records():
     assert not freshness.reads_records("# records\nx = 1")
     assert freshness.reads_records("x = read_records()")

@@ -278,7 +278,8 @@ def changes(notebook: Notebook, now: Mapping[str, str], root: Path = ROOT) -> li
 
 def reports(notebook: Notebook) -> bool:
     """Whether it looks at the executed notebooks: it depends on all others."""
-    return "book" in imported_modules(notebook.source.read_text(encoding="utf-8"))
+    here = Path(__file__).resolve()
+    return here in imported_files(notebook.source.read_text(encoding="utf-8"), notebook.source.parent, here.parent.parent)
 
 
 def shortened(reasons: list[str]) -> str:
