@@ -278,8 +278,8 @@ def changes(notebook: Notebook, now: Mapping[str, str], root: Path = ROOT) -> li
 
 def reports(notebook: Notebook) -> bool:
     """Whether it looks at the executed notebooks: it depends on all others."""
-    here = Path(__file__).resolve()
-    return here in imported_files(notebook.source.read_text(encoding="utf-8"), notebook.source.parent, here.parent.parent)
+    here, text = Path(__file__).resolve(), notebook.source.read_text(encoding="utf-8")
+    return here in imported_files(text, notebook.source.parent, here.parent.parent)
 
 
 def shortened(reasons: list[str]) -> str:
