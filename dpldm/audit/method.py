@@ -17,6 +17,7 @@ from dpldm.audit.bounds import CONFIDENCE, CanaryScores, LowerBound, one_run_bou
 from dpldm.audit.evidence import Examples, coins, decode, full_batch, guarded, odd_images, ones, only_the_first, weigh
 from dpldm.audit.releases import replay, take_up, what_else_moved
 from dpldm.method.settings import SynthesisSettings
+from dpldm.method.stages import DIFFUSION
 from dpldm.method.synthesizer import LatentDiffusion
 from dpldm.privacy.accounting import Ledger
 from dpldm.privacy.checks import PrivacyError
@@ -114,7 +115,7 @@ def audit_method(
     def seed_on(part: Examples, seed: int) -> int:
         return _seed_of_a_secure_run(part, settings, spec, seed)
 
-    def fitted(part: Examples, seed: int) -> tuple[LatentDiffusion, list[Release], Ledger]:
+    def fitted(part: Examples, seed: int, last: str = "") -> tuple[LatentDiffusion, list[Release], Ledger]:
         synthesizer, guard = build(seed_on(part, seed)), guarded(part, n)
         synthesizer.check(n)
         with watched() as seen, only_the_first(len(part)):
@@ -122,11 +123,13 @@ def audit_method(
                 for _ in synthesizer.fit_stage(stage, guard):
                     pass
                 take_up(synthesizer, stage, synthesizer)
+                if stage == last:
+                    break
         return synthesizer, full_batch(seen), guard.ledger
 
     taking_part = known + odd[included]
     attacked, releases, ledger = fitted(taking_part, seed)
-    reference = fitted(known, seed + ANOTHER_SEED)[0]
+    reference = fitted(known, seed + ANOTHER_SEED, last=DIFFUSION)[0]  # all that an attack on the model looks at
     found = model_attacks(attacked, reference, known, odd, included, len(known) + canaries // 2)
     found = {f"saved model, {name}": scores for name, scores in found.items()}
 
