@@ -13,6 +13,7 @@ EXPORTS = {  # name -> the module that has it
     "Experiment": "runs.experiment",
     "Folders": "runs.experiment",
     "ImageData": "data.images",
+    "Known": "data.images",
     "LatentDiffusion": "method.synthesizer",
     "Ledger": "privacy.accounting",
     "PrivacySpec": "privacy.mechanisms",

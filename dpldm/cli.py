@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dpldm import __version__
 from dpldm.commands import (
@@ -37,10 +36,7 @@ from dpldm.commands import (
     show_privacy,
     show_records,
 )
-
-if TYPE_CHECKING:
-    pass
-
+from dpldm.data.kinds import KINDS
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -94,9 +90,12 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_IN_ASCII.get(letter, ascii(letter)[1:-1]) for letter in letters), error.end
 
 
+NAMES = {"dataset": DATASETS, "method": METHODS, "profile": PROFILES, "kind": tuple(KINDS)}
+
+
 def _check_names(given: argparse.Namespace) -> None:
     """Mistyped names, and numbers that are no seeds, are refused before the slow imports, in the library's words."""
-    for option, known in (("dataset", DATASETS), ("method", METHODS), ("profile", PROFILES)):
+    for option, known in NAMES.items():
         asked = getattr(given, option, None)
         for name in asked if isinstance(asked, list) else [asked]:
             if name is not None and name not in known:
@@ -182,7 +181,12 @@ INCEPTION = (
     "FID by Inception features is measured where the variable DPLDM_INCEPTION_WEIGHTS names the file of weights that",
     "torch-fidelity uses, weights-inception-2015-12-05-6726825d.pth; without it that one score is left out.",
 )
-NOTES = {"run": INCEPTION, "evaluate": INCEPTION}
+ABOUT_KINDS = (
+    "",
+    "what --kind says of your images, which is public, as it stands in the record and in what is released:",
+    *(f"  {kind:<7} {about}" for kind, about in KINDS.items()),
+)
+NOTES = {"run": (*ABOUT_KINDS, *INCEPTION), "evaluate": INCEPTION}
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -236,6 +240,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     source = run.add_mutually_exclusive_group()
     source.add_argument("--dataset", metavar="NAME", help="mnist (default) or fashion_mnist")
     source.add_argument("--data", type=Path, metavar="PATH", help="your own images: .npz, or a folder per class")
+    run.add_argument(
+        "--kind", default="none", metavar="WORD", help=f"what your own images show: {', '.join(KINDS)} (default none)"
+    )
     budget = run.add_mutually_exclusive_group()
     budget.add_argument(
         "--epsilon", type=_epsilon_or_none, metavar="E", help=f"total budget ε, or none (default {DEFAULT_EPSILON:g})"

@@ -65,6 +65,7 @@ def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment
 
     base = Experiment(
         dataset=given.data or given.dataset or DATASETS[0],
+        kind=given.kind,
         epsilon=epsilon,
         noise_multiplier=given.noise_multiplier,
         delta=given.delta,
@@ -81,12 +82,14 @@ def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment
     scoring = base.evaluation
     if given.classifier_seeds is not None:
         scoring = replace(scoring, classifier_seeds=given.classifier_seeds)
-    return replace(base, settings=_changed(base.settings, given, epsilon), evaluation=scoring)
+    return replace(base, settings=_changed(base, given), evaluation=scoring)
 
 
-def _changed(settings: Any, given: argparse.Namespace, epsilon: float | None) -> Any:
+def _changed(base: "Experiment", given: argparse.Namespace) -> Any:
     """The profile's settings with what was said on the command line, as far as the method has such settings."""
     from dataclasses import replace
+
+    settings: Any = base.settings
 
     def needs(part: str, option: str) -> Any:
         if not hasattr(settings, part):
@@ -106,7 +109,7 @@ def _changed(settings: Any, given: argparse.Namespace, epsilon: float | None) ->
         from dpldm.recipes import finishing_for
 
         needs("finishing", "--finished")
-        settings = replace(settings, finishing=finishing_for(str(given.dataset or given.data), epsilon))
+        settings = replace(settings, finishing=finishing_for(base.known, base.epsilon, base.delta))
     return settings
 
 
@@ -244,7 +247,7 @@ def show_privacy(given: argparse.Namespace) -> None:
 
     path = _find_record(given.record)
     record = files.read(path)
-    print(path.name, *privacy_statement.in_words(record["privacy"], record["dataset"] in datasets.DATASETS), sep="\n")
+    print(path.name, *privacy_statement.in_words(record["privacy"], datasets.tuned_on(record["dataset"])), sep="\n")
 
 
 def _find_record(given: Path) -> Path:
@@ -305,7 +308,7 @@ def audit_method(given: argparse.Namespace) -> None:
     train = datasets.load(given.dataset, "train")
     limit = PROFILES[given.profile].limit or len(train)
     examples = evidence.Examples(train.images[:limit], train.labels[:limit], train.num_classes)
-    settings = settings_for(given.profile, given.dataset, given.epsilon)
+    settings = settings_for(given.profile, train.known, given.epsilon, given.delta)
     found = method.audit_method(examples, settings, spec, given.seed, given.canaries)
     print(f"{given.dataset}, {given.profile}, seed {given.seed}", *method.in_words(found), sep="\n")
     if found.contradicted:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from dpldm import recipes
+from dpldm.data.images import Known
 from dpldm.evaluation.settings import EVALUATION, EvaluationSettings
 from dpldm.method.settings import SamplingSettings, SynthesisSettings
 from dpldm.method.synthesizer import LatentDiffusion
@@ -39,7 +40,8 @@ class Method:
     """How a method is made.
 
     build: from image shape, number of classes, settings, budget or None, seed and device.
-    settings: the type of its settings. choose: those of a profile, from its name, the data set's and ε or None.
+    settings: the type of its settings. choose: those of a profile, from its name, what may be known of the images, ε or
+    None, and δ.
     private: False for a yardstick, which takes no budget and gives no privacy.
     title: what readers call it. about: what it does, in a line. citation: its key in the bibliography, or empty.
     published: names of `book/published.csv` under which others give figures of it.
@@ -47,7 +49,7 @@ class Method:
 
     build: Callable[..., Synthesizer]
     settings: type[Any]
-    choose: Callable[[str, str, float | None], Any]
+    choose: Callable[[str, Known, float | None, float], Any]
     private: bool = True
     title: str = ""
     about: str = ""

@@ -30,6 +30,7 @@ import pandas as pd
 from myst_nb import glue
 
 from dpldm.book import charts
+from dpldm.data import datasets
 from dpldm.method.synthesizer import LatentDiffusion
 from dpldm.privacy.accounting import Ledger, replace_one_epsilon, with_more_epochs
 from dpldm.privacy.budget import budget_shares
@@ -60,7 +61,9 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 def planned(n: int = 60_000, delta: float = 1e-5) -> dict:
     """The `privacy` of a run with the profile's settings on ``n`` images, without the run: each stage says its part."""
     spec = PrivacySpec(epsilon, delta)
-    model = LatentDiffusion((1, 28, 28), 10, settings_for(profile, dataset, epsilon), spec, seed)
+    model = LatentDiffusion(
+        (1, 28, 28), 10, settings_for(profile, datasets.DATASETS[dataset].known, epsilon), spec, seed
+    )
     return to_record(spec, Ledger(model.planned(n)))
 
 

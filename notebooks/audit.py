@@ -304,7 +304,7 @@ charts.roc(curve.false_positive.tolist(), curve.true_positive.tolist())
 
 # %%
 images = PROFILES[profile].limit or len(train)
-chosen = settings_for(profile, dataset, epsilon)
+chosen = settings_for(profile, datasets.DATASETS[dataset].known, epsilon)
 real = method.audit_method(
     some(train, 0, images), chosen, PrivacySpec(epsilon, delta), seed, canaries=100 if small else 400
 )

@@ -33,6 +33,7 @@ from myst_nb import glue
 
 from dpldm import recipes
 from dpldm.book import charts, comparison, ingredients, pipeline, style
+from dpldm.data import datasets
 from dpldm.runs import ablation, experiment, validation, variations
 from dpldm.runs.run import run
 
@@ -51,7 +52,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # the network starts from, is cut in half:
 
 # %%
-base = recipes.settings_for(profile, dataset, epsilon)
+base = recipes.settings_for(profile, datasets.DATASETS[dataset].known, epsilon)
 starved = replace(base, mixture_share=base.mixture_share / 2)
 f"of the budget to DP-SGD: {base.diffusion_share:.0%}, then {starved.diffusion_share:.0%}"
 

@@ -55,7 +55,7 @@ profile: str = "quick"  # amount of work: smoke (seconds), quick (minutes) or pa
 # %%
 train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
 train = train.subset(range(PROFILES[profile].limit or len(train)))
-settings, delta = settings_for(profile, dataset, epsilon), 1e-5
+settings, delta = settings_for(profile, datasets.DATASETS[dataset].known, epsilon), 1e-5
 
 # %% [markdown]
 # ## Few numbers first: cosines

@@ -75,7 +75,7 @@ train, test = datasets.load(dataset, "train"), datasets.load(dataset, "test")
 count, classes = PROFILES[profile].limit or 6_000, train.num_classes
 some = Examples(train.images[:count], train.labels[:count], classes)
 fit = FitSettings(steps=5 if profile == "smoke" else 60, batch=count // 6, clip_norm=0.1)
-settings = replace(settings_for(profile, dataset, epsilon), fit=fit)
+settings = replace(settings_for(profile, datasets.DATASETS[dataset].known, epsilon), fit=fit)
 fitted = {name: readings.reading(name, some, settings, PrivacySpec(epsilon), seed) for name in "ABC"}
 
 # %%

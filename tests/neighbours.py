@@ -38,7 +38,7 @@ from dpldm.privacy import noise as noise_module
 from dpldm.privacy.guard import PrivateData
 from dpldm.privacy.mechanisms import Mechanism, gaussian_epsilon
 from dpldm.privacy.noise import NoiseSource, Release, watched
-from dpldm.recipes import settings_for
+from dpldm.recipes import CHOSEN_ON, settings_for
 from dpldm.records import environment, names, stages
 from dpldm.runs.experiment import Experiment, Folders, Progress
 from dpldm.runs.run import run
@@ -112,7 +112,7 @@ _TINY = FitSettings(steps=3, batch=40, physical_batch=16)
 
 
 def _ours(kind: str, every_stage: bool) -> SynthesisSettings:
-    settings = settings_for("smoke", "own", 2.0)
+    settings = settings_for("smoke", CHOSEN_ON, 2.0)
     compressed = settings.compression
     compressed = replace(
         compressed,
@@ -134,7 +134,9 @@ def _ours(kind: str, every_stage: bool) -> SynthesisSettings:
 def cases() -> dict[str, tuple[str, Any]]:
     """Name → method and settings: every private method of the library as small as can be, ours with every stage and
     with every kind of compression."""
-    small = {name: (name, one.choose("smoke", "own", 2.0)) for name, one in methods.METHODS.items() if one.private}
+    small = {
+        name: (name, one.choose("smoke", CHOSEN_ON, 2.0, 1e-5)) for name, one in methods.METHODS.items() if one.private
+    }
     ours = {f"dpldm, {kind}": ("dpldm", _ours(kind, kind == "pca")) for kind in compression.COMPRESSORS}
     for name, (method, settings) in small.items():
         if isinstance(getattr(settings, "fit", None), FitSettings):

@@ -54,7 +54,7 @@ def measured(folder, *only, epsilon=5.0, **options):
 def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, epsilon):
     found = variations.variations(dataset, epsilon, profile)
     base = found[variations.DEFAULT].experiment.settings
-    assert base == recipes.settings_for(profile, dataset, epsilon)
+    assert base == recipes.settings_for(profile, datasets.DATASETS[dataset].known, epsilon)
     changed = {
         name: {key for key, value in asdict(base).items() if asdict(row.experiment.settings)[key] != value}
         for name, row in found.items()

@@ -844,7 +844,7 @@ def real_audit(dataset: str, epsilon: float, seed: int, limit: int | None, canar
     from dpldm.recipes import settings_for
 
     train = load(dataset, "train")
-    settings = settings_for("quick", dataset, epsilon)
+    settings = settings_for("quick", train.known, epsilon)
     if limit is not None:
         settings = replace(settings, fit=replace(settings.fit, steps=20, batch=limit // 15))
     examples = Examples(train.images[:limit], train.labels[:limit], train.num_classes)

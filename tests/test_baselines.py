@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dpldm import cli, commands, methods, recipes
 from dpldm.cli import main
+from dpldm.data import datasets
 from dpldm.method.drawing import FINISHING_SEED
 from dpldm.method.finishing import Finishable, Finishing, FinishSettings
 from dpldm.methods import METHODS
@@ -72,7 +73,9 @@ def guard(images: Tensor, labels: Tensor, n: int | None = None) -> PrivateData:
 
 def build(name: str, spec: PrivacySpec | None = TWO, seed: int = 0, shape: tuple[int, int, int] = SHAPE):
     method = METHODS[name]
-    return method.build(shape, CLASSES, method.choose("smoke", "own", spec and spec.epsilon), spec, seed, "cpu")
+    return method.build(
+        shape, CLASSES, method.choose("smoke", recipes.CHOSEN_ON, spec and spec.epsilon, 1e-5), spec, seed, "cpu"
+    )
 
 
 def fitted(name: str, spec: PrivacySpec | None = TWO, seed: int = 0, data: PrivateData | None = None):
@@ -154,7 +157,7 @@ def test_every_interrupted_method_ends_as_one_that_was_not(made: tuple, tmp_path
     described, folders, record = made
     first = (
         METHODS[described.method]
-        .build(SHAPE, CLASSES, METHODS[described.method].choose("smoke", "own", 2.0), None, 0)
+        .build(SHAPE, CLASSES, METHODS[described.method].choose("smoke", recipes.CHOSEN_ON, 2.0, 1e-5), None, 0)
         .stages[0]
     )
 
@@ -177,8 +180,8 @@ def test_every_interrupted_method_ends_as_one_that_was_not(made: tuple, tmp_path
 @pytest.mark.parametrize("profile", list(methods.PROFILES))
 @pytest.mark.parametrize("name", list(METHODS))
 def test_settings_of_every_method_go_to_json_and_back(name: str, profile: str) -> None:
-    for dataset, epsilon in (("mnist", 10.0), ("fashion_mnist", 0.2), ("own", None)):
-        settings = METHODS[name].choose(profile, dataset, epsilon)
+    for kind, epsilon in (("ink", 10.0), ("object", 0.2), ("none", None)):
+        settings = METHODS[name].choose(profile, replace(recipes.CHOSEN_ON, kind=kind), epsilon, 1e-5)
         assert from_json(METHODS[name].settings, json.loads(json.dumps(to_json(settings)))) == settings
         hash(settings)
 
@@ -266,7 +269,7 @@ def test_a_run_of_its_own_goes_on_with_its_own_stages(place: Path, tmp_path: Pat
 def test_what_is_not_finished_keeps_its_digest_and_seed(name: str) -> None:
     for dataset, epsilon in (("mnist", 10.0), ("fashion_mnist", 0.2)):
         plain = Experiment(dataset, epsilon, method=name).resolved()
-        finished = finished_by(plain, recipes.finishing_for(dataset, epsilon))
+        finished = finished_by(plain, recipes.finishing_for(plain.known, epsilon))
         assert "finishing" not in to_json(plain.settings)
         assert experiment.fit_seed(plain, {"a": "b"}) == experiment.fit_seed(finished, {"a": "b"})
         written = json.loads(json.dumps(to_json(finished.settings)))
@@ -278,7 +281,7 @@ def test_what_is_not_finished_keeps_its_digest_and_seed(name: str) -> None:
 @pytest.mark.parametrize("epsilon", [10.0, 1.0, 0.2])
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
 def test_rivals_get_what_our_recipe_applies(dataset: str, epsilon: float, capsys: pytest.CaptureFixture) -> None:
-    ours = recipes.settings_for("quick", dataset, epsilon)
+    ours = recipes.settings_for("quick", datasets.DATASETS[dataset].known, epsilon)
     words = ["run", "--dataset", dataset, "--epsilon", str(epsilon), "--method", "dp-merf", "--finished"]
     given = cli._parser().parse_args(words)
     settings = commands._experiment(given, commands._epsilon(given)).settings
@@ -290,7 +293,7 @@ def test_rivals_get_what_our_recipe_applies(dataset: str, epsilon: float, capsys
 
 def test_other_images_are_not_finished(place: Path, capsys: pytest.CaptureFixture) -> None:
     own = ["run", "--data", place / "bars.npz", "--method", "dp-merf", "--delta", "1e-4", "--finished"]
-    assert "are not finished: expected mnist or fashion_mnist" in refused(capsys, *own)
+    assert "are not finished: say --kind ink or object" in refused(capsys, *own)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from dpldm.book.targets import (
 )
 from dpldm.book.words import DISTANCE
 from dpldm.commands import _epsilon, _experiment
+from dpldm.data import datasets
 from dpldm.method.finishing import Finishing, FinishSettings
 from dpldm.methods import METHODS
 from dpldm.recipes import finishing_for
@@ -196,7 +197,7 @@ def test_the_table_shows_what_the_records_say():
 def finished(method, epsilon=10.0, finishing=None, **changes):
     """A record like `record`, with images finished as ours are, or otherwise."""
     made = record(method, epsilon, **changes)
-    given = to_json(finishing or finishing_for("mnist", epsilon))
+    given = to_json(finishing or finishing_for(datasets.DATASETS["mnist"].known, epsilon))
     made["settings"] = made["settings"] | {"synthesis": made["settings"]["synthesis"] | {"finishing": given}}
     return made
 

@@ -118,8 +118,8 @@ def test_the_python_example_draws_what_it_says(monkeypatch: pytest.MonkeyPatch, 
     images, labels = stripes(2_000, side=28)
     toy = ImageData("mnist", images, labels, ("across", "down"), {})
     monkeypatch.setattr(datasets, "load", lambda name, split: toy)
-    small = recipes.settings_for("smoke", "mnist", 3.0)
-    monkeypatch.setattr(recipes, "settings_for", lambda profile, name, epsilon: small)
+    small = recipes.settings_for("smoke", recipes.CHOSEN_ON, 3.0)
+    monkeypatch.setattr(recipes, "settings_for", lambda profile, known, epsilon: small)
     made: dict[str, object] = {}
     exec(compile(example.replace("% 10", "% 2"), "README.md", "exec"), made)
     assert isinstance(made["images"], torch.Tensor)

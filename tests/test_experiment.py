@@ -556,7 +556,7 @@ def test_models_hold_only_what_is_charged(made: Made) -> None:
 
 @pytest.mark.parametrize("profile", list(methods.PROFILES))
 def test_settings_go_to_json_and_back(profile: str) -> None:
-    settings = recipes.settings_for(profile, "mnist", 3.0)
+    settings = recipes.settings_for(profile, recipes.CHOSEN_ON, 3.0)
     assert from_json(SynthesisSettings, json.loads(json.dumps(to_json(settings)))) == settings
     scoring = methods.PROFILES[profile].evaluation
     assert from_json(EvaluationSettings, json.loads(json.dumps(to_json(scoring)))) == scoring

@@ -1,6 +1,7 @@
 """Finishing: what it does to pixels, by other routes; each image by itself; off unless something is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,11 +134,12 @@ def test_refuses_what_makes_no_sense(changed):
         FinishSettings(**changed)
 
 
-def test_your_own_images_are_not_finished():
-    """What is known about pen strokes and garments is not assumed of anyone's images."""
+def test_images_of_no_kind_are_not_finished():
+    """What is known about pen strokes and garments is not assumed of images of which nobody says so."""
     for profile in ("quick", "paper"):
         digits, garments, own = (
-            recipes.settings_for(profile, name, 1.0) for name in ("mnist", "fashion_mnist", "own-photographs")
+            recipes.settings_for(profile, replace(recipes.CHOSEN_ON, kind=kind), 1.0)
+            for kind in ("ink", "object", "photo")
         )
         assert digits.finish.contrast > 0
         assert digits.last.bend > 0

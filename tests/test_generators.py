@@ -14,7 +14,7 @@ from dpldm.privacy.checks import PrivacyError
 from dpldm.privacy.guard import PrivateData
 from dpldm.privacy.mechanisms import PrivacySpec
 from dpldm.privacy.noise import NoiseSource, watched
-from dpldm.recipes import gan_settings, sinkhorn_settings
+from dpldm.recipes import CHOSEN_ON, gan_settings, sinkhorn_settings
 from dpldm.rivals import gs_wgan, sinkhorn
 from dpldm.rivals.gs_wgan import GANSettings, GradientSanitizedGAN
 from dpldm.rivals.sanitised import GeneratorSettings
@@ -23,8 +23,8 @@ from dpldm.rivals.sinkhorn import Sinkhorn, SinkhornSettings
 SHAPE = (1, 8, 8)
 FIVE = PrivacySpec(epsilon=5.0)
 SETTINGS = {
-    Sinkhorn: sinkhorn_settings("smoke", "mnist", 5.0),
-    GradientSanitizedGAN: gan_settings("smoke", "mnist", 5.0),
+    Sinkhorn: sinkhorn_settings("smoke", CHOSEN_ON, 5.0),
+    GradientSanitizedGAN: gan_settings("smoke", CHOSEN_ON, 5.0),
 }
 BOTH = pytest.mark.parametrize("method", list(SETTINGS))
 
@@ -259,7 +259,7 @@ def test_spent_epsilon_is_within_the_target_and_an_independent_accountant_agrees
 @pytest.mark.parametrize("epsilon", [1.0, 10.0])
 def test_two_charges_a_step_cover_one_removal_and_one_addition(epsilon):
     """What GS-WGAN's analysis needs, composed by dp-accounting, against what the ledger reports for 2T steps."""
-    settings = replace(gan_settings("quick", "mnist", epsilon), generator=GeneratorSettings(steps=1000))
+    settings = replace(gan_settings("quick", CHOSEN_ON, epsilon), generator=GeneratorSettings(steps=1000))
     template = GradientSanitizedGAN(SHAPE, 3, settings, FIVE, 0).template(60_000)
     mechanism = calibrate([], template, epsilon, 1e-5)
     both = privacy_loss_distribution.from_gaussian_mechanism(
@@ -392,6 +392,6 @@ def test_settings_refuse_nonsense_in_one_line(settings, change):
 @pytest.mark.parametrize("of_profile", [sinkhorn_settings, gan_settings])
 def test_profiles_grow(of_profile):
     smoke, quick, paper = (
-        of_profile(profile, "mnist", 10.0).generator.steps for profile in ("smoke", "quick", "paper")
+        of_profile(profile, CHOSEN_ON, 10.0).generator.steps for profile in ("smoke", "quick", "paper")
     )
     assert smoke < quick < paper

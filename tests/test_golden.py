@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpldm.data import datasets
+from dpldm.data.images import Known
 from dpldm.methods import METHODS, PROFILES
 from dpldm.privacy.accounting import Ledger
 from dpldm.privacy.guard import PrivateData
@@ -20,7 +22,11 @@ from dpldm.records import names
 from dpldm.records.settings import to_json
 
 FILE = Path(__file__).with_name("golden.json")
-DATA_SETS = ("mnist", "fashion_mnist", "my-images")
+DATA_SETS = {  # the name in the golden file → what is known of the set
+    "mnist": datasets.DATASETS["mnist"].known,
+    "fashion_mnist": datasets.DATASETS["fashion_mnist"].known,
+    "my-images": Known(60_000, (1, 28, 28), 10),
+}
 EPSILONS = (None, 10.0, 3.0, 1.0, 0.45, 0.2)
 SHAPE, CLASSES, COUNT = (1, 12, 12), 3, 240
 
@@ -33,14 +39,16 @@ def recipe_digests() -> dict[str, str]:
     """One digest for each cell: method, profile, data set, ε."""
     cells = product(METHODS, PROFILES, DATA_SETS, EPSILONS)
     return {
-        f"{method} {profile} {dataset} {epsilon}": digest(to_json(METHODS[method].choose(profile, dataset, epsilon)))
+        f"{method} {profile} {dataset} {epsilon}": digest(
+            to_json(METHODS[method].choose(profile, DATA_SETS[dataset], epsilon, 1e-5))
+        )
         for method, profile, dataset, epsilon in cells
     }
 
 
 def toy_settings() -> dict:
     """Settings at toy size by the name of the fit; of our method every stage is on, and every compressor is tried."""
-    chosen = {name: METHODS[name].choose("smoke", "mnist", 10.0) for name in METHODS}
+    chosen = {name: METHODS[name].choose("smoke", DATA_SETS["mnist"], 10.0, 1e-5) for name in METHODS}
     ours = chosen.pop("dpldm")
     ours = replace(
         ours,

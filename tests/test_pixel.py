@@ -16,13 +16,13 @@ from dpldm.privacy.checks import PrivacyError
 from dpldm.privacy.guard import PrivateData
 from dpldm.privacy.mechanisms import Mechanism, PrivacySpec
 from dpldm.privacy.noise import NoiseSource
-from dpldm.recipes import pixel_settings
+from dpldm.recipes import CHOSEN_ON, pixel_settings
 from dpldm.rivals import dpdm
 from dpldm.rivals.dpdm import PixelDiffusion, PixelDiffusionSettings, PixelUNet
 
 SHAPE = (1, 8, 8)
 FIVE = PrivacySpec(epsilon=5.0)
-TINY = replace(pixel_settings("smoke", "mnist", 5.0), width=4, condition=6)
+TINY = replace(pixel_settings("smoke", CHOSEN_ON, 5.0), width=4, condition=6)
 SMALL = PixelDiffusionSettings(fold=1, width=4, levels=2, growth=2, condition=5, draws=3)  # for steps by hand
 
 
@@ -300,7 +300,7 @@ def test_settings_refuse_nonsense_in_one_line(change):
 
 
 def test_paper_profile_is_that_of_the_paper_and_profiles_grow():
-    smoke, quick, paper = (pixel_settings(profile, "mnist", 10.0) for profile in ("smoke", "quick", "paper"))
+    smoke, quick, paper = (pixel_settings(profile, CHOSEN_ON, 10.0) for profile in ("smoke", "quick", "paper"))
     assert smoke.fit.steps < quick.fit.steps < paper.fit.steps
     assert (paper.fit.batch, paper.draws, paper.fit.clip_norm) == (4096, 32, 1.0)
     assert paper.fit.steps * 4096 / 60_000 == pytest.approx(300, rel=0.01)

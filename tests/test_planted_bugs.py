@@ -476,8 +476,8 @@ BUGS = [
         "the seed hashes the file",
         "dp-merf",
         "runs.experiment:fit_seed",
-        "[] if experiment.secure_mode else [dict(sha256)]",
-        "[dict(sha256)]",
+        "[] if experiment.secure_mode else [sums]",
+        "[sums]",
         "mean embedding",
     ),
 ]

@@ -51,7 +51,7 @@ def pictures(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def small(method: str) -> methods.MethodSettings:
     """The smoke settings of a method, with batches for 240 images and every stage that ours has."""
-    settings = methods.METHODS[method].choose("smoke", "own", 2.0)
+    settings = methods.METHODS[method].choose("smoke", recipes.CHOSEN_ON, 2.0, 1e-5)
     if isinstance(settings, SynthesisSettings):
         settings = replace(
             settings,
@@ -149,7 +149,7 @@ def test_a_release_does_not_tell_which_file_it_was_made_from(
     asked = replace(described(tmp_path, method), epsilon=20.0)
     if method == "dpldm":
         idle = {"selection": SelectionSettings(candidates=1), "transport": TransportSettings(steps=0)}
-        asked = replace(asked, settings=recipes.settings_for("smoke", "own", 20.0))
+        asked = replace(asked, settings=recipes.settings_for("smoke", recipes.CHOSEN_ON, 20.0))
         asked = replace(asked, settings=replace(asked.settings, **idle))
 
     def released(name: str, keep: np.ndarray) -> torch.Tensor:

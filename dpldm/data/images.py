@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dpldm.data.kinds import KINDS
+
 SMALLEST_SIDE, LARGEST_SIDE = 8, 64  # pixels
 FEWEST_IMAGES = 10  # so that a tenth can be held out
 ROUNDING = 1e-3  # how far pixels may lie outside [0, 1] by arithmetic alone; they are refused, but may be clipped
@@ -21,12 +23,40 @@ class DataError(ValueError):
     """Data that is missing, damaged or not in the expected form; the message is one line and names the way out."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What may be known of images without spending any ε: all that a recipe may depend on, beside ε and δ.
+
+    count: of the images; public, as the page on privacy says. image_shape: (channels, height, width). kind: of `KINDS`,
+    said by their owner, never looked up in them.
+
+    >>> Known(60_000, (1, 28, 28), 10, "inc")
+    Traceback (most recent call last):
+    dpldm.data.images.DataError: unknown kind 'inc': expected ink, object, photo or none
+    """
+
+    count: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    kind: str = "none"
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a word that is no kind of image, with DataError."""
+    if kind not in KINDS:
+        *some, last = KINDS
+        raise DataError(f"unknown kind {kind!r}: expected {', '.join(some)} or {last}")
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """A labelled set of images.
 
     name: for messages and records. images: float32 (N, C, H, W) in [0, 1]. labels: int64 (N,) in 0..num_classes-1.
-    class_names: one per class. sha256: source file -> hexadecimal SHA-256 of its bytes.
+    class_names: one per class. sha256: source file -> hexadecimal SHA-256 of its bytes. kind: of `KINDS`.
 
     >>> data = ImageData("dots", torch.zeros(12, 1, 8, 8), torch.arange(12) % 2, ("no", "yes"), {})
     >>> len(data), data.num_classes, data.image_shape
@@ -38,6 +68,7 @@ class ImageData:
     labels: Tensor
     class_names: tuple[str, ...]
     sha256: dict[str, str]
+    kind: str = "none"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +82,11 @@ class ImageData:
         """(channels, height, width)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def known(self) -> Known:
+        """What of this set a recipe may depend on."""
+        return Known(len(self), self.image_shape, self.num_classes, self.kind)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageData:
         """The images at `indices` (integers, in that order), with all class names kept.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
@@ -11,6 +12,7 @@ import shlex
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +22,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dpldm.data.fetch import file_sha256
-from dpldm.data.images import DataError, ImageData, check, check_labels, check_shape, check_side
+from dpldm.data.images import DataError, ImageData, check, check_kind, check_labels, check_shape, check_side
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 
 
-def load_own(path: Path | str) -> ImageData:
+def load_own(path: Path | str, kind: str = "none") -> ImageData:
     """Your own images, from an `.npz` file or from a folder with one sub-folder of images per class.
+
+    `kind`: of `dpldm.data.images.KINDS`, what you say of them; nothing is looked up in them. Images that were read last
+    are kept, and given again while no file has changed.
 
     `.npz`: `images` of shape (N, side, side), (N, side, side, 1 or 3) or (N, 1 or 3, side, side), as uint8 in 0..255
     or as floats in [0, 1], and `labels`, integers (N,) that use every class from 0 on, or texts, the names of the
@@ -40,14 +45,25 @@ def load_own(path: Path | str) -> ImageData:
     Raises DataError for anything else, before reading many pixels where it can; OSError if a file can't be opened.
     """
     place = Path(path)
+    check_kind(kind)
     _check_name(place)
-    if place.is_dir():
-        return check(_load_folder(place))
     if not place.exists():
         raise DataError(f"{place} does not exist: expected an .npz file, or a folder with one sub-folder per class")
-    if place.suffix.lower() != ".npz":
+    if not place.is_dir() and place.suffix.lower() != ".npz":
         raise DataError(f"{place}: expected an .npz file or a folder with one sub-folder of images per class")
-    return check(_load_npz(place))
+    return replace(_read(place, place.resolve(), _state(place)), kind=kind)
+
+
+def _state(place: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file of a set, which change when one of them is written anew."""
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    found = [(str(path), os.stat(path, follow_symlinks=False)) for path in files]
+    return tuple((name, one.st_size, one.st_mtime_ns) for name, one in found)
+
+
+@functools.lru_cache(maxsize=2)  # a run reads its training and its test images several times
+def _read(place: Path, resolved: Path, state: object) -> ImageData:
+    return check(_load_folder(place) if place.is_dir() else _load_npz(place))
 
 
 def _load_npz(path: Path) -> ImageData:

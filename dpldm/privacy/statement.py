@@ -128,7 +128,7 @@ def statement(record: Mapping[str, Any], settings_saw_images: bool | None = None
         "accountant": record.get("accountant"),
         "noise": noise,
         "sampling": "Poisson: each image takes part in a step independently",
-        "public": list(PUBLIC),
+        "public": [*PUBLIC, *_said_of_the_images(record)],
         "mechanisms": [mechanism.name for mechanism in ledger.mechanisms],
         "claim": (
             f"Adding or removing any one image with its label raises the probability of any outcome by at most a "
@@ -149,6 +149,10 @@ def statement(record: Mapping[str, Any], settings_saw_images: bool | None = None
             _SETTINGS[settings_saw_images],
         ],
     }
+
+
+def _said_of_the_images(record: Mapping[str, Any]) -> list[str]:
+    return [f"kind of the images, as their owner said: {record['kind']}"] if "kind" in record else []
 
 
 def in_words(record: Mapping[str, Any], settings_saw_images: bool | None = None) -> list[str]:

@@ -183,13 +183,15 @@ def _check_privacy(privacy: Mapping[str, Any]) -> None:
         raise RecordError("privacy.mechanisms: expected noise multipliers above 0 for a finite ε, got 0")
 
 
-def _check_secure_mode(settings: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
-    """Settings say how the noise was to be drawn, privacy how it was; the name of the record covers the former only."""
-    asked, stated = settings.get("secure_mode"), privacy.get("secure_mode")
-    if stated is not None and stated is not asked:
-        raise RecordError(
-            f"privacy.secure_mode: expected {shown_value(asked)} as in the settings, got {shown_value(stated)}"
-        )
+def _check_repeated(settings: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
+    """Settings say how the noise was to be drawn and what was said of the images, privacy how it was and what is public
+    by that; the name of the record covers the former only."""
+    for key in ("secure_mode", "kind"):
+        asked, stated = settings.get(key), privacy.get(key)
+        if stated is not None and stated != asked:
+            raise RecordError(
+                f"privacy.{key}: expected {shown_value(asked)} as in the settings, got {shown_value(stated)}"
+            )
 
 
 def validate(record: Mapping[str, Any]) -> None:
@@ -206,7 +208,7 @@ def validate(record: Mapping[str, Any]) -> None:
         raise RecordError(f"expected an object with {', '.join(RECORD)}, got {shown_value(record)}")
     check_fields("", record, RECORD, closed=True)
     _check_privacy(record["privacy"])
-    _check_secure_mode(record["settings"], record["privacy"])
+    _check_repeated(record["settings"], record["privacy"])
     metrics = record["metrics"]
     optional = {key: check for key, check in _OPTIONAL_METRICS.items() if key in metrics}  # not in the oldest records
     check_fields("metrics.", metrics, _METRICS | optional)

@@ -13,7 +13,7 @@ from dpldm.data import datasets
 from dpldm.methods import METHODS
 
 _PRIVACY = ("epsilon_target", "noise_multiplier", "epsilon", "epsilon_rdp", "delta", "relation", "accountant",
-            "secure_mode", "mechanisms")  # fmt: skip
+            "secure_mode", "kind", "mechanisms")  # fmt: skip
 SEEDED = (
     "**The noise of these images follows from a seed of 32 bits.** Whoever has them can try all seeds and remove it, "
     "so this release protects nobody; it is fit for images that are public anyway."
@@ -149,7 +149,7 @@ def data_card(facts: Covered) -> str:
         f"The model was trained on {_trained_on(facts)}.\n\n"
         "| label | class | synthetic images |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         "How many there are of each class was fixed beforehand; it says nothing about the real ones. Public beside the "
-        "images: how many real ones there were, their shape, and the names of the classes.\n\n"
+        f"images: how many real ones there were, their shape, and the names of the classes.{_kind(facts)}\n\n"
         f"Privacy: {facts.promise}; one image is protected, not everything one person contributed.\n\n"
         "Not known to the program that wrote this: the licence of these files, who is in the real images and agreed, "
         "and what else was released from the same images, whose ε adds up with this one. Ask whoever gave you this.\n"
@@ -158,6 +158,11 @@ def data_card(facts: Covered) -> str:
 
 def _warning(facts: Covered) -> str:
     return "" if facts.privacy.get("secure_mode") is True else f"{SEEDED}\n\n"
+
+
+def _kind(facts: Covered) -> str:
+    kind = facts.privacy.get("kind")
+    return f" Their kind, as their owner said without a look at any: {kind}." if kind else ""
 
 
 def _trained_on(facts: Covered) -> str:

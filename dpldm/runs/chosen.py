@@ -48,6 +48,7 @@ def _asked(experiment: Experiment, scored: bool) -> dict[str, Any]:
             "n_synthetic": experiment.n_synthetic,
             "limit": limit_of(experiment),
             "secure_mode": experiment.secure_mode,
+            **({} if experiment.kind == "none" else {"kind": experiment.kind}),
         },
         "privacy": asked,
     }

@@ -5,11 +5,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpldm.data import datasets
+from dpldm.data import datasets, own
+from dpldm.data.images import Known, check_kind
 from dpldm.evaluation.settings import EvaluationSettings
 from dpldm.method.finishing import unfinished
 from dpldm.methods import METHODS, PROFILES, MethodSettings
@@ -29,6 +31,7 @@ class Experiment:
     """One run, described. `replace(base, epsilon=1.0)` describes another one.
 
     dataset: a key of `dpldm.data.datasets.DATASETS`, or the path of your own images (see `dpldm.data.own.load_own`).
+    kind: of your own images, the one public word on them (`dpldm.data.images.KINDS`); that of a known set is known.
     epsilon: target ε; None with a ``noise_multiplier``, or with neither for a run that is not private.
     noise_multiplier: noise of the diffusion stage instead of a target, > 0. delta: δ in (0, 1/N).
     secure_mode: noise from the operating system's cryptographic generator; such a run can't be repeated exactly.
@@ -54,14 +57,19 @@ class Experiment:
     n_synthetic: int | None = None
     test_data: Path | None = None
     device: str = "auto"
+    kind: str = "none"
 
     def __post_init__(self) -> None:
+        check_kind(self.kind)
         for name, known in (("method", METHODS), ("profile", PROFILES)):
             if getattr(self, name) not in known:
                 raise ExperimentError(f"unknown {name} {getattr(self, name)!r}: expected {' or '.join(known)}")
         if isinstance(self.dataset, str) and self.dataset not in datasets.DATASETS:
             expected = f"expected {' or '.join(datasets.DATASETS)}, or your own images with --data PATH"
             raise ExperimentError(f"unknown dataset {self.dataset!r}: {expected}")
+        if isinstance(self.dataset, str) and self.kind != "none":
+            kind = datasets.DATASETS[self.dataset].kind
+            raise ExperimentError(f"the kind of {self.dataset} is known ({kind}): leave out --kind")
         if self.test_data is not None and not isinstance(self.dataset, Path):
             raise ExperimentError("test images of your own go with training images of your own: give both or neither")
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -92,12 +100,24 @@ class Experiment:
             return None
         return PrivacySpec(self.epsilon, self.delta, self.noise_multiplier, self.secure_mode)
 
+    @property
+    def known(self) -> Known:
+        """What may be known of the images of the run, before any is looked at.
+
+        Raises:
+            DataError, OSError: your own images can't be read.
+        """
+        if isinstance(self.dataset, Path):
+            return own.load_own(self.dataset, self.kind).known
+        known, limit = datasets.DATASETS[self.dataset].known, limit_of(self)
+        return known if limit is None else replace(known, count=min(known.count, limit))
+
     def resolved(self) -> "Experiment":
         """The same experiment with every setting of its profile written out."""
-        profile = PROFILES[self.profile]
+        profile, choose = PROFILES[self.profile], METHODS[self.method].choose
         return replace(
             self,
-            settings=self.settings or METHODS[self.method].choose(self.profile, str(self.dataset), self.epsilon),
+            settings=self.settings or choose(self.profile, self.known, self.epsilon, self.delta),
             evaluation=self.evaluation or profile.evaluation,
             n_synthetic=self.n_synthetic or profile.n_synthetic,
         )
@@ -156,8 +176,10 @@ def fit_seed(experiment: Experiment, sha256: Mapping[str, str]) -> int:
     How the images are finished decides nothing of the fit: with it and without, it is one fit, released once.
     """
     settings = to_json(unfinished(experiment.settings))
-    facts = [experiment.method, settings, experiment.spec and asdict(experiment.spec)]
-    facts += [] if experiment.secure_mode else [dict(sha256)]
+    facts: list[Any] = [experiment.method, settings, experiment.spec and asdict(experiment.spec)]
+    # The names of your own files decide nothing; those of known ones never change.
+    sums = sorted(sha256.values()) if isinstance(experiment.dataset, Path) else dict(sha256)
+    facts += [] if experiment.secure_mode else [sums]
     return derived_seed(experiment.seed, f"fit {json.dumps(facts, sort_keys=True)}")
 
 

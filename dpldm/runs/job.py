@@ -101,7 +101,7 @@ def load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageData
     """Training images, and test images where the run is to be scored."""
     test = None
     if isinstance(experiment.dataset, Path):
-        train = own.load_own(experiment.dataset)
+        train = own.load_own(experiment.dataset, experiment.kind)
         if experiment.test_data is not None:
             test = own.load_own(experiment.test_data)
             if (test.image_shape, test.class_names) != (train.image_shape, train.class_names):

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import torch
 
-from dpldm.data.images import ImageData
+from dpldm.data.images import ImageData, Known
+from dpldm.data.kinds import KINDS
 from dpldm.method.settings import SynthesisSettings
 from dpldm.methods import METHODS
-from dpldm.recipes import AMPLE_FROM, TIGHT_FROM, band
+from dpldm.recipes import band, least_epsilons, least_useful_epsilon
 from dpldm.runs.experiment import Experiment, Folders
 from dpldm.runs.job import prepare
 
 MOST_CLASSES = 20  # of which all are listed
-BUDGETS = {
-    "ample": f"ε of {AMPLE_FROM:g} or more, or noise that was given, counts as ample: there is little noise, so that "
+BUDGETS = {  # what follows from how much noise there is in a class; with the ε at which the upper two begin
+    "ample": "ε of {ample:.2g} or more, or noise that was given, counts as ample: there is little noise, so that "
     "images are hardly clipped and many dimensions are kept",
-    "tight": f"ε from {TIGHT_FROM:g} to {AMPLE_FROM:g} counts as tight: bounds are tighter and fewer dimensions are "
-    "kept, as each of them takes noise",
-    "scarce": f"ε below {TIGHT_FROM:g} counts as scarce: bounds are tight, few dimensions are kept, and what would be "
+    "tight": "ε from {tight:.2g} to {ample:.2g} counts as tight: bounds are tighter and fewer dimensions are kept, as "
+    "each of them takes noise",
+    "scarce": "ε below {tight:.2g} counts as scarce: bounds are tight, few dimensions are kept, and what would be "
     "mostly noise is not measured",
 }
 
@@ -39,15 +40,17 @@ def in_words(experiment: Experiment, folders: Folders | None = None) -> list[str
     """
     with tempfile.TemporaryDirectory() as nowhere:  # the secret that checksums are keyed with goes with it
         job = prepare(experiment, folders or Folders(Path(nowhere), Path(nowhere)))
-    asked, own = job.experiment, isinstance(job.experiment.dataset, Path)
+    asked = job.experiment
     method, drawn = METHODS[asked.method], f"{len(job.labels):,} synthetic images, as many of each class"
     lines = [
         *_images(job.train),
+        f"kind:      {_kind(asked, job.train.kind)}",
         f"budget:    {_budget(asked)}",
+        *(_too_little(asked, job.train.known) if asked.epsilon is not None else []),
         f"method:    {method.title}. {method.about}",
     ]
     if isinstance(job.settings, SynthesisSettings):
-        lines += [f"recipe:    {why}" for why in _why(asked, own)]
+        lines += [f"recipe:    {why}" for why in _why(asked, job.train.known)]
         lines += [f"           {step}" for step in steps(job.settings)]
     lines.append(f"draws:     {drawn}; {'scored' if job.test is not None else 'not scored'}")
     lines.append(
@@ -79,13 +82,29 @@ def _budget(asked: Experiment) -> str:
     return f"{given}, δ = {spec.delta:g}, {secret}"
 
 
-def _why(asked: Experiment, own: bool) -> Iterator[str]:
+def _kind(asked: Experiment, kind: str) -> str:
+    who = "said by you, public" if isinstance(asked.dataset, Path) else "publicly known"
+    hint = "; if it is ink or an object on an even ground, --kind gets more out of the same ε"
+    return f"{kind}: {KINDS[kind]}{hint}" if kind == "none" else f"{kind} ({who}): {KINDS[kind]}"
+
+
+def _too_little(asked: Experiment, known: Known) -> Iterator[str]:
+    least = least_useful_epsilon(known, asked.delta)
+    assert asked.epsilon is not None
+    verdict = "; yours is below, so expect little but noise" if asked.epsilon < least else ""
+    yield f"           as few images a class as here need an ε of about {least:.2g} to show anything{verdict}"
+
+
+def _why(asked: Experiment, known: Known) -> Iterator[str]:
     if asked.profile == "smoke":
         yield "toy sizes, the same for every ε: smoke tries whether everything works"
     else:
-        yield BUDGETS[band(asked.epsilon)]
-    if own:
-        yield "chosen by ε and the profile alone, not by your images; its numbers were tuned on MNIST and Fashion-MNIST"
+        found, least = band(asked.epsilon, known, asked.delta), least_epsilons(known, asked.delta)
+        yield f"for {known.count:,} images in {known.num_classes} classes, " + BUDGETS[found].format(**least)
+    yield (
+        "chosen by ε, δ, the number of images, their shape, the number of classes and their kind, not by their pixels "
+        "or name; its numbers were tuned on MNIST (ink) and Fashion-MNIST (object)"
+    )
 
 
 def steps(settings: SynthesisSettings) -> Iterator[str]:

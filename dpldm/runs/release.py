@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dpldm.data import datasets
 from dpldm.data.fetch import file_sha256
 from dpldm.privacy import statement as privacy_statement
 from dpldm.privacy.checks import PrivacyError
@@ -196,7 +197,8 @@ def _write(folder: Path, facts: cards.Covered, said: Mapping[str, Any], pictures
     promise = {"statement": said, "ledger": facts.privacy}
     texts = {
         PROMISE: json.dumps(promise, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        PROMISE_IN_WORDS: "\n".join(privacy_statement.in_words(facts.privacy, facts.dataset is not None)) + "\n",
+        PROMISE_IN_WORDS: "\n".join(privacy_statement.in_words(facts.privacy, datasets.tuned_on(facts.dataset or "")))
+        + "\n",
         "README.md": cards.readme(facts, form, (folder / MODEL).is_file()),
         "model-card.md": cards.model_card(facts),
         "data-card.md": cards.data_card(facts),

@@ -25,7 +25,7 @@ from dpldm.methods import Synthesizer
 from dpldm.privacy import statement as privacy_statement
 from dpldm.privacy.accounting import Ledger
 from dpldm.privacy.guard import PrivateData
-from dpldm.privacy.mechanisms import Mechanism, PrivacySpec
+from dpldm.privacy.mechanisms import Mechanism
 from dpldm.records import environment, files, numbers, schema
 from dpldm.records.files import locked
 from dpldm.records.images import load_images, save_images
@@ -135,7 +135,7 @@ def _work(job: Job, progress: Progress, force: bool) -> dict[str, Any]:
     ledger = Ledger()
     for stage in job.synthesizer.stages:
         _fit_stage(job, stage, ledger, done, progress)
-    spent = _privacy(job.experiment.spec, ledger)
+    spent = _privacy(job.experiment, ledger)
     save(job, spent)
     images = _samples(job, spent, done, progress)
     metrics = _metrics(job, images, done, progress) | {"parameters": _parameters(job.synthesizer)}
@@ -248,13 +248,15 @@ def _fit_stage(job: Job, stage: str, ledger: Ledger, done: _Done, progress: Prog
         ledger.add(Mechanism(**mechanism))
 
 
-def _privacy(spec: PrivacySpec | None, ledger: Ledger) -> dict[str, Any]:
+def _privacy(experiment: Experiment, ledger: Ledger) -> dict[str, Any]:
     """The `privacy` of the record."""
+    spec = experiment.spec
     if spec is None:
         nothing = dict.fromkeys(("epsilon_target", "epsilon", "epsilon_rdp", "delta", "accountant"))
         read = [asdict(mechanism) for mechanism in ledger.mechanisms]
         return nothing | {"relation": privacy_statement.RELATION, "mechanisms": read}
-    asked = {} if spec.noise_multiplier is None else {"noise_multiplier": spec.noise_multiplier}
+    asked: dict[str, Any] = {} if experiment.kind == "none" else {"kind": experiment.kind}
+    asked |= {} if spec.noise_multiplier is None else {"noise_multiplier": spec.noise_multiplier}
     return privacy_statement.to_record(spec, ledger) | asked
 
 

@@ -26,7 +26,7 @@ def statement(record_privacy: Mapping[str, Any], dataset: str | None) -> dict[st
     """
     if record_privacy["epsilon"] is None:
         return NOT_PRIVATE
-    return privacy_statement.statement(record_privacy, None if dataset is None else dataset in datasets.DATASETS)
+    return privacy_statement.statement(record_privacy, None if dataset is None else datasets.tuned_on(dataset))
 
 
 def summary(record: Mapping[str, Any], folders: Folders = Folders()) -> str:
