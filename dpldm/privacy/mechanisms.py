@@ -139,7 +139,8 @@ def _gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """ε of one Gaussian mechanism on all images, exact up to rounding (relative 1e-10, never below).
+    """ε of one Gaussian mechanism on all images, exact up to rounding: relative 1e-10, and never below for noise
+    multipliers up to 1e4, at any δ.
 
     Guarantee: (ε, δ) under add-or-remove-one, without subsampling. Source: Balle and Wang 2018, theorem 8.
 
