@@ -707,6 +707,35 @@ def test_a_ledger_with_a_free_look_becomes_no_record():
         to_record(PrivacySpec(epsilon=10.0), book)
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "said"), [(5.0, "e^5 = 148.4,"), (999.9, "e^999.9, about 10^434,"), (1e5, "10^43429,")]
+)
+def test_the_factor_of_a_large_epsilon_is_not_that_of_700(record, epsilon, said):
+    claim = statement({**record, "epsilon": epsilon})["claim"]
+    assert f"{said} plus 1e-05" in claim
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "reported", "pld"),
+    [
+        (10.0, 1e-15, "RDP", False),
+        (1e5, 1e-5, "PLD", True),
+        (0.5, 1e-300, "closed form", False),
+        (3.0, 1e-5, "PRV", True),
+    ],
+)
+def test_statement_in_words_names_who_answered_and_who_cannot(epsilon, delta, reported, pld):
+    whole = Allowance(gaussian_noise_multiplier(epsilon, delta), delta)
+    sums = whole.part(0.3).mechanism("sums", "compression", 1.0)
+    gradients = whole.part(0.7).sgd("gradients", "diffusion", n=60_000, batch=4096, steps=150, clip_norm=1.0)
+    written = to_record(PrivacySpec(epsilon, delta), Ledger([sums, gradients]))
+    lines = [line for line in privacy_statement.in_words(written) if line.startswith("ε by")]
+    assert lines[0].startswith(f"ε by {reported} (reported) ")
+    assert f"{written['epsilon']:.4f} at δ = {delta:g}" in lines[0]
+    assert ["PLD: not available here: " in line for line in lines if "PLD" in line][-1] is not pld
+    assert sum("(reported)" in line for line in lines) == 1
+
+
 def test_statement_in_words_has_the_whole_ledger(record):
     lines = privacy_statement.in_words(record)
     text, book = "\n".join(lines), from_record(record)

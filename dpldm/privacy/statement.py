@@ -132,7 +132,7 @@ def statement(record: Mapping[str, Any], settings_saw_images: bool | None = None
         "mechanisms": [mechanism.name for mechanism in ledger.mechanisms],
         "claim": (
             f"Adding or removing any one image with its label raises the probability of any outcome by at most a "
-            f"factor e^{epsilon:.4g} = {math.exp(min(epsilon, 700.0)):.4g}, plus {delta:g}."
+            f"factor {_factor(epsilon)}, plus {delta:g}."
         ),
         "assumptions": [
             "Every use of the private images is one of the listed mechanisms.",
@@ -153,6 +153,29 @@ def statement(record: Mapping[str, Any], settings_saw_images: bool | None = None
 
 def _said_of_the_images(record: Mapping[str, Any]) -> list[str]:
     return [f"kind of the images, as their owner said: {record['kind']}"] if "kind" in record else []
+
+
+def _factor(epsilon: float) -> str:
+    if epsilon < 700:
+        return f"e^{epsilon:.4g} = {math.exp(epsilon):.4g}"
+    return f"e^{epsilon:.4g}, about 10^{epsilon / math.log(10):.0f}"  # more than a float can hold
+
+
+_ACCOUNTANTS = {"gaussian": "closed form", "prv": "PRV", "pld": "PLD", "rdp": "RDP", "none": "no accountant"}
+
+
+def _by_accountants(ledger: Ledger, delta: float) -> list[str]:
+    """ε as it is reported, with the name of who answered, and as the other accountants see it."""
+    spent = ledger.spent(delta)
+    said = [(f"{_ACCOUNTANTS[spent.accountant]} (reported)", f"{spent.epsilon:.4f} at δ = {delta:g}")]
+    try:
+        pld = f"{ledger.epsilon(delta, 'pld'):.4f} in steps of {ledger.pld_interval(delta):.2g}"
+        said.append((f"PLD ({'the same' if spent.accountant == 'pld' else 'independent'})", pld))
+    except PrivacyError as error:
+        said.append(("PLD: not available here:", str(error)))
+    if spent.accountant != "rdp":
+        said.append(("RDP (looser)", f"{ledger.epsilon(delta, 'rdp'):.4f}"))
+    return [f"ε by {name:<25}{value}" for name, value in said]
 
 
 def in_words(record: Mapping[str, Any], settings_saw_images: bool | None = None) -> list[str]:
@@ -180,11 +203,11 @@ def in_words(record: Mapping[str, Any], settings_saw_images: bool | None = None)
             f"{mechanism.steps} × sensitivity {mechanism.sensitivity:.4g}"
         )
     lines += [
-        f"ε by PRV (reported)     {ledger.epsilon(delta):.4f} at δ = {delta:g}",
-        f"ε by PLD (independent)  {ledger.epsilon(delta, 'pld'):.4f} in steps of {ledger.pld_interval(delta):.2g}",
-        f"ε by RDP (looser)       {ledger.epsilon(delta, 'rdp'):.4f}",
+        *_by_accountants(ledger, delta),
         f"ε if neighbours replace one image instead: at most {replace_one_epsilon(ledger, delta):.4f}",
     ]
     if any(mechanism.sample_rate < 1 for mechanism in ledger.mechanisms):
-        lines.append(f"ε after one more epoch  {with_more_epochs(ledger, 1).epsilon(delta):.4f} at the same noise")
+        lines.append(
+            f"ε after one more epoch        {with_more_epochs(ledger, 1).epsilon(delta):.4f} at the same noise"
+        )
     return lines
