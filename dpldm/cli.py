@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     source = run.add_mutually_exclusive_group()
-    source.add_argument("--dataset", metavar="NAME", help="mnist (default) or fashion_mnist")
+    source.add_argument("--dataset", metavar="NAME", help="mnist (default), fashion_mnist or letters")
     source.add_argument("--data", type=Path, metavar="PATH", help="your own images: .npz, or a folder per class")
     run.add_argument(
         "--kind", default="none", metavar="WORD", help=f"what your own images show: {', '.join(KINDS)} (default none)"
@@ -294,7 +294,7 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("file", type=Path, metavar="FILE", help=".npz with `images` and `labels`")
-    evaluate.add_argument("--dataset", required=True, metavar="NAME", help="mnist or fashion_mnist")
+    evaluate.add_argument("--dataset", required=True, metavar="NAME", help="mnist, fashion_mnist or letters")
     evaluate.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
     evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="of the classifiers (default 0)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all scores there")
@@ -310,7 +310,7 @@ def _add_records(records: argparse.ArgumentParser) -> None:
 
 def _add_data(data: argparse.ArgumentParser) -> None:
     data.add_argument("action", nargs="?", choices=("list", "fetch", "verify"), default="list")
-    data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist")
+    data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist, letters")
 
 
 def _add_publish(publish: argparse.ArgumentParser) -> None:

