@@ -152,10 +152,10 @@ style.captioned(
 # ## Can they be told from real ones?
 #
 # A two-sample test {cite}`lopezpaz2017revisiting` asks a classifier: it learns to tell synthetic images from real test images
-# on one half of both, and is asked about the other half. The area under its ROC curve (AUC) is the share of pairs, one
-# image of either kind, where it finds the synthetic one more synthetic: a half is chance. The yardstick is real training
-# images in place of the synthetic ones. All images have 8 bits; with few grey levels on both sides, fine greys and an unclean
-# background give nothing away.
+# on some of both, and is asked about others. The area under its ROC curve (AUC) is the share of pairs, one image of either
+# kind, where it finds the synthetic one more synthetic: a half is chance. The yardstick is one half of the real test images
+# against the other, where nothing differs but by chance. All images have 8 bits; with few grey levels on both sides, fine
+# greys and an unclean background give nothing away.
 
 # %%
 glue("forest_told", instruments.told_in_words(metrics, "forest"), display=False)
@@ -166,7 +166,7 @@ style.captioned(instruments.judges_table(metrics), "AUC with its 95 % interval, 
 
 # %% [markdown]
 # The forest {glue:text}`forest_told`, the CNN {glue:text}`cnn_told`. In few greys the forest {glue:text}`forest_told_greys`;
-# of real training images it {glue:text}`forest_told_real`. Which images give us away? Those it is surest about, each above
+# of the halves of real test images it {glue:text}`forest_told_real`. Which images give us away? Those it is surest about, each above
 # the real test image nearest to it in pixels, and those that pass best:
 
 

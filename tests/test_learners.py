@@ -22,12 +22,8 @@ from dpldm.evaluation.settings import JUDGES, LEARNERS
 CPU = torch.device("cpu")
 
 
-def tells(
-    images: Tensor, real: Tensor, judge: str = "forest", view: str = "", train: Tensor | None = None
-) -> dict[str, float]:
-    train = real if train is None else train
-    settings = replace(TINY, cnn_epochs=6)
-    return two_sample.two_sample(judge, view, images, train, real, settings, CPU, 1)
+def tells(images: Tensor, real: Tensor, judge: str = "forest", view: str = "") -> dict[str, float]:
+    return two_sample.two_sample(judge, view, images, real, replace(TINY, cnn_epochs=6), CPU, 1)
 
 
 # --- learners ---------------------------------------------------------------------------------------------------------
@@ -137,10 +133,24 @@ def test_judges_tell_what_differs_and_not_what_does_not(judge: str) -> None:
 
 
 @pytest.mark.parametrize("judge", JUDGES)
-def test_real_images_are_the_yardstick_whatever_the_synthetic_ones_are(judge: str) -> None:
-    real, train = toy(400, 1).images, toy(500, 2).images
-    measured = tells(torch.zeros(400, 1, 12, 12), real, judge, "_real", train)
+def test_halves_of_the_test_images_are_the_yardstick_whatever_the_synthetic_ones_are(judge: str) -> None:
+    measured = tells(torch.zeros(400, 1, 12, 12), toy(801, 1).images, judge, "_real")
     assert measured["low"] < 0.5 < measured["high"]
+    assert measured["n"] == 200
+
+
+def test_the_halves_share_no_image_and_have_all_but_an_odd_one() -> None:
+    first, second = two_sample.halves(torch.arange(101), 3)
+    assert len(first) == len(second) == 50
+    assert len(set(first.tolist()) | set(second.tolist())) == 100
+
+
+def test_a_real_half_against_the_other_scatters_about_a_half_as_its_size_says() -> None:
+    """The standard error of the AUC where nothing differs is √((2n + 1) / 12n²) (Mann and Whitney 1947)."""
+    real, n = toy(10_000, 1, side=6).images, two_sample.ASKED_IMAGES
+    measured = [two_sample.two_sample("forest", "_real", real, real, TINY, CPU, seed) for seed in range(2)]
+    assert {one["n"] for one in measured} == {n} == {4_000}
+    assert all(abs(one["auc"] - 0.5) < 4 * math.sqrt((2 * n + 1) / (12 * n**2)) for one in measured)
 
 
 def test_in_few_grey_levels_a_finer_grading_is_not_seen() -> None:

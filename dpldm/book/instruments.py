@@ -46,7 +46,7 @@ def judges_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     """A row for each judge and what it was asked to tell apart, with its area under the curve in words; dashes where
     a record has none."""
     told = metrics.get("two_sample", {})
-    views = {"": "synthetic", "_greys": "synthetic, few greys", "_real": "real training images"}
+    views = {"": "synthetic", "_greys": "synthetic, few greys", "_real": "other real images"}
     rows = {name: [_area(told.get(f"{judge}{view}")) for view in views] for judge, name in JUDGES.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(views.values()))
 

@@ -150,10 +150,10 @@ def _parts(
             elif part in LEARNERS:
                 jobs[part] = [partial(learner_accuracy, part, synthetic, real_test, seed)]
             elif part in TWO_SAMPLE:
-                images = (synthetic.images, real_train.images, real_test.images)
+                sides = (synthetic.images, real_test.images)
                 judge = TWO_SAMPLE[part]
                 jobs[part] = [
-                    partial(two_sample, judge, view, *images, settings, device, seed, reporter.check) for view in VIEWS
+                    partial(two_sample, judge, view, *sides, settings, device, seed, reporter.check) for view in VIEWS
                 ]
         for part, results in _in_parallel(jobs, device, reporter):
             if part in CLASSIFIERS:

@@ -1,6 +1,6 @@
 """Two-sample tests: can a classifier tell synthetic images from real ones that nobody learned from?
 
-A judge learns the difference on one half of both sides and is asked about the other half (Lopez-Paz and Oquab 2017).
+A judge learns the difference on some images of both sides and is asked about others (Lopez-Paz and Oquab 2017).
 Its score is the area under the ROC curve (AUC): the probability that it finds a synthetic image more synthetic than a
 real one; 0.5 where it sees no difference, 1 where it always does.
 """
@@ -19,7 +19,8 @@ from dpldm.evaluation.classifiers import network_input, train_classifier
 from dpldm.evaluation.learners import build_learner
 from dpldm.evaluation.settings import EVALUATION, EvaluationSettings
 
-JUDGED_IMAGES = 2_000  # at most, of each side; half of them are learned from
+LEARNED_IMAGES = 1_000  # at most, of each side, and at most half of what there is
+ASKED_IMAGES = 4_000  # at most, of each side: asking costs little, and the score scatters with one over the root of it
 GREY_LEVELS = 8
 RESAMPLES = 1_000
 CONFIDENCE = 0.95
@@ -31,7 +32,6 @@ def two_sample(
     judge: str,
     view: str,
     synthetic: Tensor,
-    real_train: Tensor,
     real_test: Tensor,
     settings: EvaluationSettings,
     device: torch.device,
@@ -41,15 +41,22 @@ def two_sample(
     """How well one of `JUDGES` tells images apart, in one of VIEWS: `auc` with `low` and `high`, and `n` of each side.
 
     The view "_greys" rounds all images to 8 grey levels, so that what is seen is not how finely greys are graded or
-    how clean the background is. "_real" is the yardstick: training images, the best that a synthesizer could draw,
-    against the same test images. low, high: 95 % interval by the bootstrap (see `auc_interval`).
+    how clean the background is. "_real" is the yardstick: one half of the test images against the other, drawn at
+    random, so that there is no difference and whatever is not 0.5 is chance. low, high: 95 % interval by the bootstrap
+    (see `auc_interval`), which one seed in twenty misses.
     on_batch: called after each batch that the CNN learns; what it raises ends the work.
     """
-    first = real_train if view == "_real" else synthetic
-    images, scores = held_out_scores(judge, first, real_test, settings, device, seed, view == "_greys", on_batch)
+    first, second = halves(real_test, seed) if view == "_real" else (synthetic, real_test)
+    images, scores = held_out_scores(judge, first, second, settings, device, seed, view == "_greys", on_batch)
     n = len(images)
     low, high = auc_interval(scores[:n], scores[n:], seed)
     return {"auc": auc(scores[:n], scores[n:]), "low": low, "high": high, "n": n}
+
+
+def halves(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Two random halves of images (N, ...) that share none; of an odd number one is left out."""
+    order, half = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)), len(images) // 2
+    return images[order[:half]], images[order[half : 2 * half]]
 
 
 def held_out_scores(
@@ -65,23 +72,25 @@ def held_out_scores(
     """Which of `first` were held out (n,), and how sure the judge is that held-out images are of `first`: (2n,).
 
     The scores of the n images of `first` come before those of n of `second`. first, second: (N, C, H, W) in [0, 1]; as
-    many of each are drawn as both have, at most JUDGED_IMAGES.
+    many of each are drawn as both have, at most LEARNED_IMAGES to learn from and ASKED_IMAGES to ask about.
     """
     generator = torch.Generator().manual_seed(seed)
-    count = min(len(first), len(second), JUDGED_IMAGES)
-    drawn = [torch.randperm(len(side), generator=generator)[:count] for side in (first, second)]
-    half = count // 2
+    count = min(len(first), len(second))
+    learned = min(count // 2, LEARNED_IMAGES)
+    n = min(count - learned, ASKED_IMAGES)
+    drawn = [torch.randperm(len(side), generator=generator) for side in (first, second)]
     seen, asked = (
-        torch.cat([first[drawn[0][part]], second[drawn[1][part]]]) for part in (slice(half), slice(half, 2 * half))
+        torch.cat([first[drawn[0][part]], second[drawn[1][part]]])
+        for part in (slice(learned), slice(learned, learned + n))
     )
     if coarse:
         seen, asked = in_grey_levels(seen), in_grey_levels(asked)
-    labels = (torch.arange(2 * half) < half).long()
+    labels = (torch.arange(2 * learned) < learned).long()
     if judge == "forest":
         scores = _forest_scores(seen, labels, asked, seed)
     else:
         scores = _cnn_scores(seen, labels, asked, settings, device, seed, on_batch)
-    return drawn[0][half : 2 * half], scores
+    return drawn[0][learned : learned + n], scores
 
 
 def giveaways(synthetic: Tensor, real_test: Tensor, seed: int, count: int) -> tuple[Tensor, Tensor]:
