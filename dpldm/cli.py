@@ -154,6 +154,8 @@ EXAMPLES = {
     "evaluate": (
         "dpldm evaluate images.npz --dataset mnist",
         "dpldm evaluate images.npz --dataset mnist --json s.json",
+        "dpldm evaluate --records                       add what older records lack, if their images lie in runs",
+        "dpldm evaluate --records NAME --remake         make the images again where they are gone",
     ),
     "records": ("dpldm records", "dpldm records --csv > records.csv"),
     "data": ("dpldm data", "dpldm data fetch mnist fashion_mnist", "dpldm data verify mnist"),
@@ -220,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_run(command("run", run_experiment, "Fit a private synthesizer, draw images, score them, write a record."))
     _add_sample(command("sample", draw_samples, "Draw images from a saved synthesizer; costs no privacy."))
-    _add_evaluate(command("evaluate", evaluate_images, "Score any .npz of images and labels against real ones."))
+    _add_evaluate(command("evaluate", evaluate_images, "Score images against real ones, or add to older records."))
     _add_records(command("records", show_records, "Show all records as a table."))
     _add_data(command("data", show_data, "List, fetch or verify the public data sets."))
     _add_sweep(command("sweep", run_sweep, "Make many runs, several at a time; recorded ones are skipped."))
@@ -293,11 +295,16 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("file", type=Path, metavar="FILE", help=".npz with `images` and `labels`")
-    evaluate.add_argument("--dataset", required=True, metavar="NAME", help="mnist, fashion_mnist or letters")
-    evaluate.add_argument("--profile", default="quick", metavar="NAME", help="smoke, quick (default) or paper")
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="of the classifiers (default 0)")
+    evaluate.add_argument("file", type=Path, nargs="?", metavar="FILE", help=".npz with `images` and `labels`")
+    evaluate.add_argument("--dataset", metavar="NAME", help="of FILE: mnist, fashion_mnist or letters")
+    evaluate.add_argument("--profile", metavar="NAME", help="of FILE: smoke, quick (default) or paper")
+    evaluate.add_argument("--seed", type=int, metavar="N", help="of FILE: of the classifiers (default 0)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all scores there")
+    evaluate.add_argument(
+        "--records", type=Path, nargs="*", metavar="RECORD", help="add to these, or to all, the scores that they lack"
+    )
+    evaluate.add_argument("--remake", action="store_true", help="of records: make images again where they are gone")
+    evaluate.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of images (default {RUNS})")
     _add_device(evaluate)
 
 

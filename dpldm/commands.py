@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +140,7 @@ def draw_samples(given: argparse.Namespace) -> None:
     saved = load_synthesizer(given.model, experiment.choose_device(given.device))
     assert saved.image_shape is not None
     files.check_memory(given.n, saved.image_shape)
-    labels = _labels(given.labels, given.n, saved.class_names)
+    labels = runs_saved.labels_in_turn(given.labels, given.n, saved.class_names)
     sampling = _sampling(saved.settings, given, saved.method)
     files.check_writable(given.out.parent)
     seed = saved.seed if given.seed is None else given.seed
@@ -151,43 +150,28 @@ def draw_samples(given: argparse.Namespace) -> None:
     print(f"{len(images):,} images in {given.out}, a grid of them in {grid}\nprivacy: {saved.statement['claim']}")
 
 
-def _labels(wanted: str, n: int, names: Sequence[str]) -> Any:
-    """Labels from the command line: "balanced", or class numbers or names with commas between them, in turn."""
-    from dpldm.runs.experiment import balanced_labels
-
-    if wanted == "balanced":
-        return balanced_labels(n, len(names))
-    chosen = []
-    for word in wanted.split(","):
-        if word in names:
-            chosen.append(list(names).index(word))
-        elif word.isascii() and word.isdigit() and int(word) < len(names):
-            chosen.append(int(word))
-        else:
-            expected = f"balanced, or classes out of 0 to {len(names) - 1} ({', '.join(names)})"
-            raise ValueError(f"unknown class {word!r} in --labels: expected {expected}")
-    import torch
-
-    return torch.tensor(chosen)[balanced_labels(n, len(chosen))]
-
-
 def evaluate_images(given: argparse.Namespace) -> None:
     """`dpldm evaluate`."""
+    if given.records is not None:
+        _score_records(given)
+        return
+    if given.file is None or given.dataset is None:
+        raise ValueError("expected FILE with --dataset, or --records: say what to score")
+    if given.remake:
+        raise ValueError("--remake is for --records: leave it out")
     from dpldm.data import datasets, own
     from dpldm.evaluation import protocol
     from dpldm.methods import PROFILES
     from dpldm.records import files
-    from dpldm.runs.experiment import ExperimentError, choose_device
+    from dpldm.runs.experiment import choose_device
     from dpldm.runs.words import scores_in_words
 
-    if given.profile not in PROFILES:
-        raise ExperimentError(f"unknown profile {given.profile!r}: expected {' or '.join(PROFILES)}")
     synthetic = own.load_own(given.file)
     device = choose_device(given.device)
     if given.json is not None:
         files.check_writable(given.json.parent)
     train, test = datasets.load(given.dataset, "train"), datasets.load(given.dataset, "test")
-    settings = PROFILES[given.profile].evaluation
+    settings = PROFILES[given.profile or "quick"].evaluation
     with progress_bar() as progress:
         metrics = protocol.evaluate(
             synthetic.images,
@@ -196,7 +180,7 @@ def evaluate_images(given: argparse.Namespace) -> None:
             test,
             settings,
             device,
-            given.seed,
+            given.seed or 0,
             progress=lambda share, _: progress.track("evaluation", share),
         )
     print("\n".join(scores_in_words(metrics)))
@@ -205,6 +189,30 @@ def evaluate_images(given: argparse.Namespace) -> None:
         text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
         files.write_atomically(given.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         print(f"all scores: {given.json}")
+
+
+def _score_records(given: argparse.Namespace) -> None:
+    """`dpldm evaluate --records`."""
+    if any(value is not None for value in (given.file, given.dataset, given.profile, given.seed, given.json)):
+        raise ValueError("a record says how it is scored: leave out FILE, --dataset, --profile, --seed and --json")
+    from dpldm.runs import rescoring
+    from dpldm.runs.experiment import Folders
+
+    folders = Folders(runs=given.runs)
+    paths = [_find_record(name) for name in given.records]
+    if not paths:
+        everything = [path for folder in (BOOK_RECORDS, RECORDS) for path in sorted(folder.glob("[!.]*.json"))]
+        paths = [path for path in everything if given.remake or rescoring.images_of(path, folders).is_file()]
+        if gone := len(everything) - len(paths):
+            print(f"{gone} left out, as their images are gone: --remake makes them again", file=sys.stderr)
+    try:
+        with progress_bar() as progress:
+            refused = rescoring.add_to_all(paths, folders, progress, given.remake, given.device)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; what was finished is kept, run the same command to go on") from None
+    print(f"{len(paths) - len(refused)} of {len(paths)} records lack nothing now")
+    if refused:
+        raise rescoring.RescoringError(f"{len(refused)} of {len(paths)} were refused, the first: {refused[0]}")
 
 
 def show_records(given: argparse.Namespace) -> None:

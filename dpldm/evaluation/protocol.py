@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from dpldm.evaluation.classifiers import (
     uses_bfloat16,
 )
 from dpldm.evaluation.fidelity import fidelity, memorisation
-from dpldm.evaluation.inception import find_inception_weights, inception_part
+from dpldm.evaluation.inception import INCEPTION_DIMENSIONS, find_inception_weights, inception_part
 from dpldm.evaluation.learners import learner_accuracy
 from dpldm.evaluation.settings import CLASSIFIERS, EVALUATION, JUDGES, LEARNERS, EvaluationSettings, LabelledImages
 from dpldm.evaluation.two_sample import VIEWS, two_sample
@@ -89,6 +89,22 @@ def merge(partials: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for key, value in scores.items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return merged
+
+
+def missing_parts(metrics: Mapping[str, Any], settings: EvaluationSettings, weights: Path | None) -> list[str]:
+    """Those of PARTS that have scores which older versions did not take, and that these `metrics` lack.
+
+    weights: of `find_inception_weights`; without them the Inception FID is not missing but not to be had.
+    """
+    learned, told = metrics.get("learners", {}), metrics.get("two_sample", {})
+    missing = {part for part in LEARNERS if not learned.get(part)}
+    missing |= {part for part, judge in TWO_SAMPLE.items() if not {f"{judge}{view}" for view in VIEWS} <= set(told)}
+    if "share_copied" not in metrics.get("memorisation", {}):
+        missing.add("memorisation")
+    enough = min(metrics["n_synthetic"], metrics.get("n_real_test", 0)) > INCEPTION_DIMENSIONS
+    if metrics["fid_inception"] is None and weights and enough and settings.inception != "never":
+        missing.add("fid_inception")
+    return [part for part in PARTS if part in missing]
 
 
 def evaluation_parts(

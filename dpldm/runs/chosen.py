@@ -10,10 +10,11 @@ from typing import Any
 
 from dpldm.data import datasets
 from dpldm.data.images import ImageData
+from dpldm.evaluation.settings import EvaluationSettings
 from dpldm.methods import METHODS, PROFILES, Synthesizer
 from dpldm.records import files, names, schema
 from dpldm.records.files import locked
-from dpldm.records.settings import to_json
+from dpldm.records.settings import SettingsError, from_json, to_json
 from dpldm.runs.experiment import Experiment, ExperimentError, Folders, limit_of
 
 
@@ -80,6 +81,41 @@ def made_today(record: Mapping[str, Any]) -> bool:
         return False
     now = Experiment(record["dataset"], asked["epsilon_target"], method=method, profile=profile, seed=record["seed"])
     return _is_of(record, now)
+
+
+def experiment_of(record: Mapping[str, Any], device: str = "auto") -> Experiment:
+    """The run that a record is of, to be made again; of a known data set.
+
+    Raises:
+        ExperimentError: it is of your own images; or what the settings mean has changed since.
+    """
+    settings, asked = record["settings"], record["privacy"]
+    if record["dataset"] not in datasets.DATASETS:
+        raise ExperimentError(f"{record['dataset']}: expected a run of a public data set: your own are not in a record")
+    try:
+        found = Experiment(
+            record["dataset"],
+            asked["epsilon_target"],
+            asked.get("noise_multiplier"),
+            asked["delta"] or Experiment.delta,
+            settings["secure_mode"],
+            record["method"],
+            record["profile"],
+            record["seed"],
+            from_json(METHODS[record["method"]].settings, settings["synthesis"]),
+            from_json(EvaluationSettings, settings["evaluation"]),
+            settings["n_synthetic"],
+            device=device,
+        )
+        same = _is_of(record, found)
+    except (SettingsError, ExperimentError, KeyError):
+        same = False
+    if not same:
+        raise ExperimentError(
+            f"{names.record_name(record)}: expected settings of a run of this version, got those of another: make it "
+            "with that version"
+        )
+    return found
 
 
 def _is_of(record: Mapping[str, Any], experiment: Experiment) -> bool:

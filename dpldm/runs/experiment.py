@@ -193,6 +193,6 @@ def balanced_labels(n: int, num_classes: int) -> Tensor:
 
 
 def limit_of(experiment: Experiment) -> int | None:
-    """The most images of each split that a run uses. Of your own it uses all: which ones `_limited` takes depends on
+    """The most images of each split that a run uses. Of your own it uses all: which ones `limited` takes depends on
     their number, so that one image less would swap most of them, and no ε counts that."""
     return None if isinstance(experiment.dataset, Path) else PROFILES[experiment.profile].limit

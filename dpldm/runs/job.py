@@ -113,10 +113,10 @@ def load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageData
         train = datasets.load(experiment.dataset, "train", folders.data)
         test = datasets.load(experiment.dataset, "test", folders.data)
     limit = limit_of(experiment)
-    return _limited(train, limit), test and _limited(test, limit)
+    return limited(train, limit), test and limited(test, limit)
 
 
-def _limited(images: ImageData, limit: int | None) -> ImageData:
+def limited(images: ImageData, limit: int | None) -> ImageData:
     """At most ``limit`` images, chosen at random and always the same: the choice depends on their number only."""
     if limit is None or len(images) <= limit:
         return images

@@ -32,6 +32,7 @@ from dpldm.records.images import load_images, save_images
 from dpldm.records.schema import RecordError
 from dpldm.runs.experiment import Experiment, ExperimentError, Folders, Progress, derived_seed
 from dpldm.runs.job import SAMPLES, Job, prepare
+from dpldm.runs.missing import in_words, lacking
 from dpldm.runs.saved import save, write_grid
 from dpldm.runs.words import UNCOVERED, statement
 
@@ -79,8 +80,7 @@ def run(
     job = prepare(experiment, folders)
     if not force and (found := _found(job, progress)):
         return found
-    room = 2 * len(job.labels) * math.prod(job.train.image_shape) + 50_000_000
-    files.check_writable(job.stages.path, room)
+    files.check_writable(job.stages.path, _room(job))
     files.check_writable(folders.records)
     try:
         folder = job.stages.path
@@ -99,8 +99,13 @@ def _found(job: Job, progress: Progress) -> dict[str, Any] | None:
     if not files.find(job.record_path.parent, job.description):
         return None
     way_out = "" if job.experiment.secure_mode else " (begin anew with --force)"
+    record = files.read(job.record_path)
     progress.say(f"done earlier: {job.record_path}{way_out}")
-    return files.read(job.record_path)
+    if parts := lacking(record):
+        add = f"`dpldm evaluate --records {job.record_path}`"
+        own = isinstance(job.experiment.dataset, Path)
+        progress.say(f"it lacks {in_words(parts)}, {'which only a new run has' if own else f'to add them: {add}'}")
+    return record
 
 
 def _introduce(job: Job, progress: Progress) -> None:
@@ -129,15 +134,7 @@ def _work(job: Job, progress: Progress, force: bool) -> dict[str, Any]:
     facts = environment.environment_facts(str(job.device))
     parts = [f"evaluation-{part}" for part in protocol.PARTS] if job.test is not None else []
     done = _Done(job, [*job.synthesizer.stages, SAMPLES], parts, facts["commit"], progress)
-    if not force:
-        _take_over(job)
-    done.look(force)
-    ledger = Ledger()
-    for stage in job.synthesizer.stages:
-        _fit_stage(job, stage, ledger, done, progress)
-    spent = _privacy(job.experiment, ledger)
-    save(job, spent)
-    images = _samples(job, spent, done, progress)
+    images, spent = _drawn(job, done, progress, force)
     metrics = _metrics(job, images, done, progress) | {"parameters": _parameters(job.synthesizer)}
     fitted = {stage: done.facts[stage]["seconds"] for stage in job.synthesizer.stages}
     seconds: dict[str, float | None] = {"compression": None, "diffusion": None, **fitted}
@@ -148,6 +145,48 @@ def _work(job: Job, progress: Progress, force: bool) -> dict[str, Any]:
     write_grid(grid, images, job.labels, job.train.class_names, _statement(job, spent))
     files.write(record, job.record_path.parent)
     return files.read(job.record_path)
+
+
+def _drawn(job: Job, done: "_Done", progress: Progress, force: bool) -> tuple[Tensor, dict[str, Any]]:
+    """Fit and draw, or what is left of it: the images, and what they spent."""
+    if not force:
+        _take_over(job)
+    done.look(force)
+    ledger = Ledger()
+    for stage in job.synthesizer.stages:
+        _fit_stage(job, stage, ledger, done, progress)
+    spent = _privacy(job.experiment, ledger)
+    save(job, spent)
+    return _samples(job, spent, done, progress), spent
+
+
+def redraw(experiment: Experiment, folders: Folders, progress: Progress) -> Path:
+    """Make the images of a run again, or what is left of that, where only its record is left; no record is written.
+
+    Guarantee: that of the run. The same seed gives the same noise, so nothing is spent that its record doesn't count.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        ExperimentError: its noise was secret, so they would be others, and spend its budget once more.
+        Stopped: Ctrl-C; finished stages are kept.
+    """
+    if experiment.secure_mode:
+        raise ExperimentError("images of a secure run can't be made again, as its noise is gone: restore their file")
+    job = prepare(experiment, folders)
+    files.check_writable(job.stages.path, _room(job))
+    commit = environment.environment_facts(str(job.device))["commit"]
+    try:
+        with locked(job.stages.path / ".lock", lambda: progress.say("waiting: another process works on this run")):
+            _drawn(job, _Done(job, [*job.synthesizer.stages, SAMPLES], [], commit, progress), progress, force=False)
+    except KeyboardInterrupt:
+        raise Stopped(job.stages.path) from None
+    return job.images_path
+
+
+def _room(job: Job) -> int:
+    return 2 * len(job.labels) * math.prod(job.train.image_shape) + 50_000_000
 
 
 def _parameters(synthesizer: Synthesizer) -> int:

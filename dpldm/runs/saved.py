@@ -1,6 +1,6 @@
 """A fitted synthesizer as a file, from which more images can be drawn for free."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dpldm.records.images import save_images
 from dpldm.records.schema import RecordError
 from dpldm.records.settings import from_json, to_json
 from dpldm.records.stages import StageFolder
-from dpldm.runs.experiment import ExperimentError, Progress, derived_seed
+from dpldm.runs.experiment import ExperimentError, Progress, balanced_labels, derived_seed
 from dpldm.runs.job import SAMPLES, Job
 from dpldm.runs.words import statement
 
@@ -153,6 +153,29 @@ def sample(
         batches.append(batch)
         (progress or Progress()).track(SAMPLES, sum(map(len, batches)) / len(labels))
     return torch.cat(batches)
+
+
+def labels_in_turn(wanted: str, n: int, names: Sequence[str]) -> Tensor:
+    """Labels (n,) as they are asked for: "balanced", or class numbers or names with commas between them, in turn.
+
+    >>> labels_in_turn("dog,0", 3, ["cat", "dog"]).tolist()
+    [1, 0, 1]
+
+    Raises:
+        ExperimentError: there is no such class.
+    """
+    if wanted == "balanced":
+        return balanced_labels(n, len(names))
+    chosen = []
+    for word in wanted.split(","):
+        if word in names:
+            chosen.append(list(names).index(word))
+        elif word.isascii() and word.isdigit() and int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            expected = f"balanced, or classes out of 0 to {len(names) - 1} ({', '.join(names)})"
+            raise ExperimentError(f"unknown class {word!r} in --labels: expected {expected}")
+    return torch.tensor(chosen)[balanced_labels(n, len(chosen))]
 
 
 def write_samples(path: Path, images: Tensor, labels: Tensor, saved: SavedSynthesizer) -> Path:
