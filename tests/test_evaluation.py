@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchvision import transforms
 
+from dpldm.data.fetch import file_sha256
 from dpldm.evaluation import classifiers, fidelity, inception, protocol
 from dpldm.evaluation import features as features_module
 from dpldm.evaluation.features import (
@@ -486,6 +488,7 @@ def test_inception_part_with_a_local_file(
     synthetic, train, test = toys
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"x")
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", file_sha256(weights))
     monkeypatch.setattr(inception, "load_inception", lambda path, device: (Colours(), "0123456789abcdef"))
     monkeypatch.setattr(inception, "INCEPTION_DIMENSIONS", 4)
     monkeypatch.setenv(inception.INCEPTION_VARIABLE, str(weights))
@@ -495,6 +498,16 @@ def test_inception_part_with_a_local_file(
     features = [inception.inception_features(Colours(), part.images) for part in (synthetic, test)]
     assert scores["fid_inception"] == pytest.approx(fidelity.fid(*features))
     assert "240 synthetic and 180 real test images, weights sha256 0123456789ab" in scores["fid_inception_note"]
+    asked = []
+    whole = inception.inception_features
+    monkeypatch.setattr(inception, "inception_features", lambda *given: asked.append(len(given[1])) or whole(*given))
+    others = (test.images, test.images * 0.5)
+    again = [
+        inception.inception_part(synthetic.images, real, settings, weights, torch.device("cpu"), 0)["fid_inception"]
+        for real in (*others, others[0])
+    ]
+    assert asked == [240, 240, 180, 240, 180]  # the first real images are known, until others are asked for
+    assert again[0] == again[2] == scores["fid_inception"] != again[1]
 
 
 def test_inception_says_why_it_is_missing(
@@ -538,26 +551,89 @@ class Trap:
 def test_wrong_inception_files_are_refused_and_run_no_code(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="fetch that file of torch-fidelity"):
+    with pytest.raises(ValueError, match=r"expected weights of Inception v3 .*: fetch weights-inception"):
         inception.load_inception(path)
     torch.save({"w": Trap()}, path)
-    with pytest.raises(ValueError, match="fetch that file of torch-fidelity"):
+    with pytest.raises(ValueError, match=r"expected weights of Inception v3 .*: fetch weights-inception"):
         inception.load_inception(path)
 
 
-def test_inception_weights_load_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published architecture with random weights, saved and loaded; the published file itself is not at hand."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_other_weights_than_the_published_are_refused_before_any_work(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoints" / inception._inception_file()[1]
+    path.parent.mkdir()
+    path.write_bytes(b"half of the file")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.delenv(inception.INCEPTION_VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=r"expected SHA-256 6726825d0af5, got SHA-256 .* of 16 bytes: fetch weights-"):
+        inception.find_inception_weights(None if cached else path)
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", file_sha256(path))
+    assert inception.find_inception_weights(None if cached else path) == path
+    path.write_bytes(b"other weights now")
+    with pytest.raises(ValueError, match="expected SHA-256"):
+        inception.find_inception_weights(None if cached else path)
+
+
+def test_the_sum_of_the_weights_is_the_one_that_their_name_begins() -> None:
+    name = inception._inception_file()[1]
+    assert inception.INCEPTION_SHA256.startswith(name.removesuffix(".pth").rpartition("-")[2])
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights for the published architecture, drawn at random; the published file itself is not at hand."""
     from torch_fidelity import feature_extractor_inceptionv3 as source
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
         patch.setattr(source, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(source.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         made = source.FeatureExtractorInceptionV3("made", ["2048"])
-    torch.save(made.state_dict(), tmp_path / "weights.pth")
-    loaded, checksum = inception.load_inception(tmp_path / "weights.pth")
-    images = torch.rand(2, 1, 28, 28)
-    features = inception.inception_features(loaded, images)
-    pixels = (images * 255).round().byte().repeat(1, 3, 1, 1)
-    torch.testing.assert_close(features, made(pixels)[0].double())
-    assert features.shape == (2, inception.INCEPTION_DIMENSIONS)
-    assert len(checksum) == 64
+        for layer in made.modules():
+            if isinstance(layer, torch.nn.Conv2d):  # at torch's own scale nothing would be left at the end
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    path = tmp_path_factory.mktemp("inception") / inception._inception_file()[1]
+    torch.save(made.state_dict(), path)
+    return path
+
+
+class EightBits(torch.utils.data.Dataset):
+    """What torch-fidelity takes: RGB in 8 bits, here converted by Pillow."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Tensor:
+        page = transforms.functional.to_pil_image(self.images[number]).convert("RGB")
+        return transforms.functional.pil_to_tensor(page)
+
+
+def test_inception_features_and_distance_are_those_of_torch_fidelity(random_weights: Path) -> None:
+    """Its own reading of the file, resizing, scaling, network and distance; images in 8 bits, as records have them."""
+    from torch_fidelity import metric_fid, utils
+
+    theirs = utils.create_feature_extractor(
+        "inception-v3-compat", ["2048"], cuda=False, verbose=False, feature_extractor_weights_path=str(random_weights)
+    )
+    ours, checksum = inception.load_inception(random_weights)
+    assert checksum == file_sha256(random_weights)
+    generator, found, expected = torch.Generator().manual_seed(0), [], []
+    for channels, count in ((1, 2), (1, 2), (3, 1)):
+        brightness = torch.rand(count, 1, 1, 1, generator=generator)
+        side = (torch.rand(count, channels, 28, 28, generator=generator) * brightness * 255).round() / 255
+        found.append(inception.inception_features(ours, side))
+        expected += utils.get_featuresdict_from_dataset(EightBits(side), theirs, 2, False, True, False).values()
+        torch.testing.assert_close(found[-1], expected[-1].double(), rtol=1e-3, atol=1e-4)
+        assert found[-1].shape == (count, inception.INCEPTION_DIMENSIONS)
+    assert (found[0] - found[1]).abs().mean() > 0.01  # so that the features say something
+    moments = [(rows[:, 0].mean().reshape(1), rows[:, 0].var().reshape(1, 1)) for rows in found[:2]]
+    stats = [metric_fid.fid_features_to_statistics(rows[:, :1].double()) for rows in expected[:2]]
+    for one in stats:
+        one["sigma"] = one["sigma"].reshape(1, 1)
+    told = metric_fid.fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    assert fidelity.frechet_distance(*moments[0], *moments[1]) == pytest.approx(told, rel=1e-2)

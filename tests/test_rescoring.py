@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dpldm.cli import main
 from dpldm.data import datasets, own
+from dpldm.data.fetch import file_sha256
 from dpldm.data.images import ImageData
 from dpldm.evaluation import inception, protocol
 from dpldm.records import environment, files
@@ -164,6 +165,7 @@ def test_the_inception_distance_is_added_once_its_weights_are_there(
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"x")
     monkeypatch.setenv(inception.INCEPTION_VARIABLE, str(weights))
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", file_sha256(weights))
     monkeypatch.setattr(inception, "load_inception", lambda path, device: (Colours(), "0123456789abcdef"))
     for module in (inception, protocol):
         monkeypatch.setattr(module, "INCEPTION_DIMENSIONS", 4)

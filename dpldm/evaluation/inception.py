@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -16,10 +17,12 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor, nn
 
+from dpldm.data.fetch import file_sha256
 from dpldm.evaluation.fidelity import fid, some_rows
 from dpldm.evaluation.settings import EvaluationSettings
 
 INCEPTION_VARIABLE = "DPLDM_INCEPTION_WEIGHTS"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # the file's name has its start
 INCEPTION_DIMENSIONS = 2048
 CONNECT_SECONDS = 5.0  # a server that has not answered by then counts as unreachable
 
@@ -28,15 +31,30 @@ def find_inception_weights(path: Path | None = None) -> Path | None:
     """The local weights file: `path`, else DPLDM_INCEPTION_WEIGHTS, else torch's download cache; None if there is none.
 
     The file is torch-fidelity's `weights-inception-2015-12-05-6726825d.pth` (its release v0.2.0), the TensorFlow
-    network of the original FID. Raises ValueError if a file was named but is not there.
+    network of the original FID: with others, a distance is no FID that anybody else has. Raises ValueError if a file
+    was named but is not there, or if it has another SHA-256.
     """
     named = path or os.environ.get(INCEPTION_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise ValueError(f"no Inception weights at {named}: give the path of {_inception_file()[1]}")
-        return Path(named)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / _inception_file()[1]
-    return cached if cached.is_file() else None
+    if named and not Path(named).is_file():
+        raise ValueError(f"no Inception weights at {named}: give the path of {_inception_file()[1]}")
+    found = Path(named or Path(torch.hub.get_dir()) / "checkpoints" / _inception_file()[1])
+    if not found.is_file():
+        return None
+    about = found.stat()
+    if (checksum := _checksum(found, about.st_size, about.st_mtime_ns)) != INCEPTION_SHA256:
+        arrived = f"SHA-256 {checksum[:12]} of {about.st_size:,} bytes"
+        raise ValueError(f"{found}: expected SHA-256 {INCEPTION_SHA256[:12]}, got {arrived}: {_way_out()}")
+    return found
+
+
+@functools.lru_cache
+def _checksum(path: Path, size: int, changed: int) -> str:
+    """A file's SHA-256, computed once for each state of it."""
+    return file_sha256(path)
+
+
+def _way_out() -> str:
+    return f"fetch {_inception_file()[1]} of torch-fidelity v0.2.0 again"
 
 
 def _inception_file() -> tuple[str, str]:
@@ -73,7 +91,7 @@ def inception_part(
     except OSError as error:
         return none(f"weights could not be downloaded: {error}")
     extractor, checksum = load_inception(weights, device)
-    value = fid(*(inception_features(extractor, side, device) for side in sides))
+    value = fid(inception_features(extractor, sides[0], device), _known_features(extractor, checksum, sides[1], device))
     used = f"{len(sides[0])} synthetic and {len(sides[1])} real test images, weights sha256 {checksum[:12]}"
     return {"fid_inception": value, "fid_inception_note": f"torch-fidelity inception-v3-compat, {used}"}
 
@@ -92,8 +110,21 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> tuple[nn.M
         copy.seek(0)
         extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=copy)
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not {_inception_file()[1]}: fetch that file of torch-fidelity v0.2.0") from error
-    return extractor.to(device), hashlib.sha256(path.read_bytes()).hexdigest()
+        told = " ".join(str(error).split())[:80] or type(error).__name__
+        raise ValueError(f"{path}: expected weights of Inception v3 ({told}): {_way_out()}") from error
+    return extractor.to(device), file_sha256(path)
+
+
+_KNOWN: dict[str, Tensor] = {}  # features of the real images last asked for, which many records are held to
+
+
+def _known_features(extractor: nn.Module, checksum: str, images: Tensor, device: torch.device | str) -> Tensor:
+    """`inception_features`, which take minutes, computed once for the same images one record after another."""
+    key = f"{checksum} {images.shape} {hashlib.sha256(images.contiguous().numpy().data).hexdigest()}"
+    if key not in _KNOWN:
+        _KNOWN.clear()
+        _KNOWN[key] = inception_features(extractor, images, device)
+    return _KNOWN[key]
 
 
 @torch.no_grad()
