@@ -29,7 +29,7 @@ from pathlib import Path
 import pandas as pd
 from myst_nb import glue
 
-from dpldm.book import charts
+from dpldm.book import charts, floors
 from dpldm.data import datasets
 from dpldm.method.synthesizer import LatentDiffusion
 from dpldm.privacy.accounting import Ledger, replace_one_epsilon, with_more_epochs
@@ -131,6 +131,33 @@ charts.curves(steps, lines, "steps", "ε (δ as above)", "Three accountants", "x
 # %% [markdown]
 # For a single step RDP says {glue:text}`looser:.1f` times as much as PRV. An author who only has RDP adds noise for that.
 #
+# ## Where rounding decides
+#
+# PRV and PLD compose many steps by a Fourier transform, raised to the number of steps {cite}`koskela2021tight`. A computer's
+# numbers end after some digits, so each step moves δ(ε) by a little, whatever δ is; at a δ of that size the answer is
+# noise. A ledger whose answer we know shows it: as many steps as below, each of which sees *nearly* all images, are one
+# Gaussian in all but name, with an exact ε at every δ.
+
+# %%
+many = 100_000
+one = floors.one_gaussian(1.0, many)
+alone = floors.against_delta(1.0, many, [10.0**-power for power in range(7, 16)])
+off = (alone[["PRV", "PLD"]].div(alone["exact"], axis=0) - 1).abs().max(axis=1)
+believed = alone["delta"] >= one.floor
+glue("many", f"{many:,}", display=False)
+glue("floor", f"{one.floor:.1g}", display=False)
+glue("off_above", float(100 * off[believed].max()), display=False)
+glue("off_below", float(100 * off[~believed].max()), display=False)
+reported = [one.epsilon(delta) for delta in alone["delta"]]
+
+# %% mystnb={"figure": {"caption": "One Gaussian, taken in very many steps: ε of three accountants left to themselves, and the exact curve. Below their floor PRV and PLD follow their own rounding, until they refuse (the line ends); RDP stays above the exact curve at any δ.", "name": "fig-floors"}, "image": {"alt": "Epsilon against delta on a logarithmic axis: right of a dashed line, the floor, PRV and PLD lie on the exact curve; left of it they leave it, with hollow marks. RDP lies a little above the exact curve everywhere."}}
+charts.floors(alone, one.floor)
+
+# %% [markdown]
+# After {glue:text}`many` steps PRV and PLD are within {glue:text}`off_above:.2g` % of the exact ε above δ = {glue:text}`floor`, and off
+# by as much as {glue:text}`off_below:.0f` % below it. So this book's ledger takes what rounding may have cost off δ, does not ask
+# them below that floor (`Ledger.floor`; it grows with the steps), and never reports more than RDP proves.
+#
 # ## Who spends what
 #
 # ε does not add up, so "its share" needs a definition. Two of them:
@@ -218,6 +245,12 @@ assert abs(answers["pld"] / answers["prv"] - 1) < 0.01
 assert answers["rdp"] >= answers["prv"] * 0.999
 assert all(abs(a / b - 1) < 0.01 for a, b in zip(lines["PRV"], lines["PLD"], strict=True))
 assert lines["RDP"][0] > 1.5 * lines["PRV"][0]
+assert off[believed].max() < 0.01
+assert (alone["RDP"] >= alone["exact"]).all()
+assert off[~believed].max() > 2 * off[believed].max()
+assert all(
+    exact * (1 - 1e-9) <= told <= rdp for told, exact, rdp in zip(reported, alone["exact"], alone["RDP"], strict=True)
+)
 assert min(after - before for before, after in pairwise(costs)) > 0  # never free
 assert lines["RDP"][-1] / lines["PRV"][-1] < lines["RDP"][0] / lines["PRV"][0]
 assert replaced > answers["prv"]

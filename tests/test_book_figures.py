@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dpldm.book import charts, samples, style
+from dpldm.book import charts, floors, samples, style
 from dpldm.records import grids
+from dpldm.records.grids import CARD
 
 
 def test_a_gap_is_left_where_a_value_is_infinite() -> None:
@@ -53,6 +54,21 @@ def test_html_has_the_picture_and_its_text() -> None:
     assert 'alt="rises, &quot;slowly&quot;"' in page
     image = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", page)[0])))
     assert image.width > 500
+
+
+def test_accountants_are_hollow_below_their_floor_and_rdp_has_none() -> None:
+    table = floors.against_delta(2.0, 10, [1e-4, 1e-6, 1e-15, 1e-18])
+    assert table["PLD"].isna().tolist() == [False, False, True, True]
+    assert (table["RDP"] >= table["exact"]).all()
+    figure = charts.floors(table, 1e-5)
+    (each,) = figure.axes
+    filled = {
+        line.get_label(): len(line.get_xdata()) for line in each.get_lines() if line.get_markerfacecolor() != CARD
+    }
+    assert (filled["PRV"], filled["PLD"], filled["RDP, no floor"]) == (1, 1, 4)
+    assert figure.get_figwidth() * 100 < 450  # a phone is 390 pixels wide
+    with pytest.raises(ValueError, match="none called PLD"):
+        charts.floors(table.drop(columns="PLD"), 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,34 @@ def curves(
 
 
 @card_style()
+def floors(table: pd.DataFrame, floor: float) -> Figure:
+    """ε of accountants against δ beside the exact curve; hollow below the floor, where rounding decides.
+
+    Args:
+        table: from `dpldm.book.floors.against_delta`.
+        floor: the δ of PRV and PLD below which they are not believed; RDP has none.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    need(table, ["delta", "exact", "PRV", "PLD", "RDP"], "table")
+    figure, axes = card(4.4, 4.6)
+    each = axes[0, 0]
+    table = table.sort_values("delta")
+    each.plot(table["delta"], table["exact"], color=INK, linewidth=1.2, label="exact")
+    for place, name in enumerate(("PRV", "PLD", "RDP")):
+        look = {"color": PALETTE[place], "marker": MARKERS[place], "markersize": 6}
+        sure = table if name == "RDP" else table[table["delta"] >= floor]
+        each.plot(table["delta"], table[name], linestyle=":", markerfacecolor=CARD, zorder=2, **look)
+        label = f"{name}, no floor" if name == "RDP" else name
+        each.plot(sure["delta"], sure[name], linestyle=LINES[place], label=label, zorder=3, **look)
+    each.axvline(floor, color=INK, linestyle="--", linewidth=1.0, label="floor of PRV and PLD")
+    each.set(xscale="log", title="Where rounding decides", xlabel="δ (hollow: below the floor)", ylabel="ε")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9.5)
+    return figure
+
+
+@card_style()
 def histograms(values: Mapping[str, Images], x_label: str, title: str = "", bins: int = 60) -> Figure:
     """How often each value comes, as an outline per name over shared bins; shares of each name add up to one.
 
