@@ -245,6 +245,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--kind", default="none", metavar="WORD", help=f"what your own images show: {', '.join(KINDS)} (default none)"
     )
+    run.add_argument(
+        "--resize", type=int, metavar="SIDE", help="of your own images: the middle square of each, at 8 to 64 pixels"
+    )
     budget = run.add_mutually_exclusive_group()
     budget.add_argument(
         "--epsilon", type=_epsilon_or_none, metavar="E", help=f"total budget ε, or none (default {DEFAULT_EPSILON:g})"

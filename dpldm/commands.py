@@ -66,6 +66,7 @@ def _experiment(given: argparse.Namespace, epsilon: float | None) -> "Experiment
     base = Experiment(
         dataset=given.data or given.dataset or DATASETS[0],
         kind=given.kind,
+        resize=given.resize,
         epsilon=epsilon,
         noise_multiplier=given.noise_multiplier,
         delta=given.delta,

@@ -369,7 +369,7 @@ def test_publish_takes_what_belongs_in_the_book_and_names_what_does_not(
 def test_data_says_what_is_there(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["data"]) == 0
     said = capsys.readouterr().out
-    assert [line.split()[:2] for line in said.splitlines()] == [["mnist", "absent"], ["fashion_mnist", "absent"]]
+    assert [line.split()[:2] for line in said.splitlines()] == [[name, "absent"] for name in DATASETS]
     assert "train-images" in refused(capsys, "data", "verify", "mnist")
     assert "expected a dataset to fetch" in refused(capsys, "data", "fetch")
     assert "unknown dataset 'cats'" in refused(capsys, "data", "fetch", "cats")

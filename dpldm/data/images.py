@@ -145,13 +145,16 @@ def check_shape(name: str, shape: Sequence[int], right_type: bool) -> None:
         raise DataError(f"{name}: expected at least {FEWEST_IMAGES} images, got {count}: add more")
 
 
+_WAY_OUT = "add --resize 32 to `dpldm run`, which brings the middle square of each to 32 x 32"
+
+
 def check_side(name: str, height: int, width: int) -> None:
     """Refuse images that are not square, too small or too large."""
     if height != width:
-        raise DataError(f"{name}: expected square images, got {height} x {width}: crop or pad them first")
+        raise DataError(f"{name}: expected square images, got {height} x {width}: {_WAY_OUT}, or crop or pad them")
     if not SMALLEST_SIDE <= height <= LARGEST_SIDE:
         expected = f"a side of {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
-        raise DataError(f"{name}: expected {expected}, got {height} x {width}: resize the images first")
+        raise DataError(f"{name}: expected {expected}, got {height} x {width}: {_WAY_OUT}")
 
 
 def pixel_fault(images: Tensor) -> str | None:

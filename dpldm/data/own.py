@@ -28,11 +28,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 
 
-def load_own(path: Path | str, kind: str = "none") -> ImageData:
+def load_own(path: Path | str, kind: str = "none", resize: int | None = None) -> ImageData:
     """Your own images, from an `.npz` file or from a folder with one sub-folder of images per class.
 
     `kind`: of `dpldm.data.images.KINDS`, what you say of them; nothing is looked up in them. Images that were read last
-    are kept, and given again while no file has changed.
+    are kept, and given again while no file has changed. `resize`: the middle square of each image is cut out and
+    brought to this side, 8 to 64 pixels; then images may have any size.
 
     `.npz`: `images` of shape (N, side, side), (N, side, side, 1 or 3) or (N, 1 or 3, side, side), as uint8 in 0..255
     or as floats in [0, 1], and `labels`, integers (N,) that use every class from 0 on, or texts, the names of the
@@ -47,11 +48,13 @@ def load_own(path: Path | str, kind: str = "none") -> ImageData:
     place = Path(path)
     check_kind(kind)
     _check_name(place)
+    if resize is not None:
+        check_side("resize", resize, resize)
     if not place.exists():
         raise DataError(f"{place} does not exist: expected an .npz file, or a folder with one sub-folder per class")
     if not place.is_dir() and place.suffix.lower() != ".npz":
         raise DataError(f"{place}: expected an .npz file or a folder with one sub-folder of images per class")
-    return replace(_read(place, place.resolve(), _state(place)), kind=kind)
+    return replace(_read(place, place.resolve(), _state(place), resize), kind=kind)
 
 
 def _state(place: Path) -> tuple[tuple[str, int, int], ...]:
@@ -62,16 +65,38 @@ def _state(place: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @functools.lru_cache(maxsize=2)  # a run reads its training and its test images several times
-def _read(place: Path, resolved: Path, state: object) -> ImageData:
-    return check(_load_folder(place) if place.is_dir() else _load_npz(place))
+def _read(place: Path, resolved: Path, state: object, resize: int | None) -> ImageData:
+    return check(_load_folder(place, resize) if place.is_dir() else _load_npz(place, resize))
 
 
-def _load_npz(path: Path) -> ImageData:
+def _resized(image: Image.Image, side: int) -> np.ndarray:
+    """The middle square of one image, (side, side) or (side, side, 3). Weights are positive, so no pixel leaves the
+    range of those that it is made of."""
+    whole = min(image.size)
+    left, top = ((length - whole) // 2 for length in image.size)
+    middle = image.crop((left, top, left + whole, top + whole))
+    return np.asarray(middle.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _all_resized(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Images of a layout that `_check_npz_images` accepts, as (N, channels, side, side), of the same type."""
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.shape[-1] in (1, 3):
+        pixels = pixels.transpose(0, 3, 1, 2)
+    made = np.uint8 if pixels.dtype == np.uint8 else np.float32
+    resized = np.empty((*pixels.shape[:2], side, side), made)
+    for place in np.ndindex(pixels.shape[:2]):
+        resized[place] = _resized(Image.fromarray(np.ascontiguousarray(pixels[place], made)), side)
+    return resized
+
+
+def _load_npz(path: Path, resize: int | None) -> ImageData:
     expected = "expected an .npz file with the arrays `images` and `labels`"
     try:
         with zipfile.ZipFile(path) as archive:
             images = _npy_header(archive, "images")
-            _check_npz_images(path.name, images.shape, images.kind)
+            _check_npz_images(path.name, images.shape, images.kind, resize)
             for key in ("labels", *_optional(archive, "class_names")):
                 _check_held(path.name, key, _npy_header(archive, key))
             _check_held(path.name, "images", images)
@@ -87,6 +112,8 @@ def _load_npz(path: Path) -> ImageData:
     except ValueError as error:
         raise DataError(f"{path}: {expected} of numbers, got something else ({error})") from error
     classes, class_names = _classes(path.name, labels, len(pixels), names)
+    if resize is not None:
+        pixels = _all_resized(pixels, resize)
     return ImageData(path.stem, _to_images(pixels), classes, class_names, {path.name: file_sha256(path)})
 
 
@@ -166,7 +193,7 @@ def _check_held(name: str, key: str, header: _Header) -> None:
         )
 
 
-def _check_npz_images(name: str, shape: tuple[int, ...], kind: np.dtype) -> None:
+def _check_npz_images(name: str, shape: tuple[int, ...], kind: np.dtype, resize: int | None) -> None:
     """Refuses a wrong array by its header, before it fills the memory."""
     if kind != np.uint8 and kind.kind != "f":
         raise DataError(f"{name}: expected images as uint8 in 0..255 or floats in [0, 1], got {kind}: convert them")
@@ -175,7 +202,7 @@ def _check_npz_images(name: str, shape: tuple[int, ...], kind: np.dtype) -> None
         expected = "(N, side, side), (N, side, side, 1 or 3) or (N, 1 or 3, side, side)"
         raise DataError(f"{name}: expected images of shape {expected}, got {shape}: reshape them")
     count, height, width = (shape[0], *(shape[1:3] if len(shape) == 3 or channels_last else shape[2:4]))
-    check_shape(name, (count, 1, height, width), right_type=True)
+    check_shape(name, (count, 1, resize or height, resize or width), right_type=True)
 
 
 def _to_images(pixels: np.ndarray) -> Tensor:
@@ -189,7 +216,7 @@ def _to_images(pixels: np.ndarray) -> Tensor:
     return images.div_(255) if pixels.dtype == np.uint8 else images
 
 
-def _load_folder(folder: Path) -> ImageData:
+def _load_folder(folder: Path, resize: int | None) -> ImageData:
     class_folders = sorted(_visible(folder), key=lambda path: _by_numbers(path.name))
     strays = [path for path in class_folders if not path.is_dir()]
     if strays or not class_folders:
@@ -207,7 +234,7 @@ def _load_folder(folder: Path) -> ImageData:
     for label, (class_folder, paths) in enumerate(files.items()):
         for path in paths:
             content = path.read_bytes()
-            pixels.append(_decode(path, content))
+            pixels.append(_decode(path, content, resize))
             labels.append(label)
             listing.update(f"{hashlib.sha256(content).hexdigest()}  {class_folder.name}/{path.name}\n".encode())
             if pixels[-1].shape != pixels[0].shape:
@@ -254,12 +281,14 @@ def _check_name(path: Path) -> None:
         raise DataError(f"{shown}: expected a name in UTF-8, got other bytes: rename the file or folder") from None
 
 
-def _decode(path: Path, content: bytes) -> np.ndarray:
+def _decode(path: Path, content: bytes, resize: int | None) -> np.ndarray:
     """uint8 (side, side) of a grey image or (side, side, 3) of an RGB one, upright."""
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             arrived, (width, height) = _unwanted(image), image.size
             if arrived is None:
+                if resize is not None:
+                    return _resized(ImageOps.exif_transpose(image), resize)
                 check_side(str(path), height, width)
                 return np.asarray(ImageOps.exif_transpose(image))
     except DataError:

@@ -50,6 +50,7 @@ def _asked(experiment: Experiment, scored: bool) -> dict[str, Any]:
             "limit": limit_of(experiment),
             "secure_mode": experiment.secure_mode,
             **({} if experiment.kind == "none" else {"kind": experiment.kind}),
+            **({} if experiment.resize is None else {"resize": experiment.resize}),
         },
         "privacy": asked,
     }

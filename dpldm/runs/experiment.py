@@ -32,6 +32,7 @@ class Experiment:
 
     dataset: a key of `dpldm.data.datasets.DATASETS`, or the path of your own images (see `dpldm.data.own.load_own`).
     kind: of your own images, the one public word on them (`dpldm.data.images.KINDS`); that of a known set is known.
+    resize: of your own images, the side in pixels to which the middle square of each is brought; None: as they are.
     epsilon: target ε; None with a ``noise_multiplier``, or with neither for a run that is not private.
     noise_multiplier: noise of the diffusion stage instead of a target, > 0. delta: δ in (0, 1/N).
     secure_mode: noise from the operating system's cryptographic generator; such a run can't be repeated exactly.
@@ -58,6 +59,7 @@ class Experiment:
     test_data: Path | None = None
     device: str = "auto"
     kind: str = "none"
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
@@ -70,6 +72,8 @@ class Experiment:
         if isinstance(self.dataset, str) and self.kind != "none":
             kind = datasets.DATASETS[self.dataset].kind
             raise ExperimentError(f"the kind of {self.dataset} is known ({kind}): leave out --kind")
+        if isinstance(self.dataset, str) and self.resize is not None:
+            raise ExperimentError(f"images of {self.dataset} stay as they are: leave out --resize")
         if self.test_data is not None and not isinstance(self.dataset, Path):
             raise ExperimentError("test images of your own go with training images of your own: give both or neither")
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -108,7 +112,7 @@ class Experiment:
             DataError, OSError: your own images can't be read.
         """
         if isinstance(self.dataset, Path):
-            return own.load_own(self.dataset, self.kind).known
+            return own.load_own(self.dataset, self.kind, self.resize).known
         known, limit = datasets.DATASETS[self.dataset].known, limit_of(self)
         return known if limit is None else replace(known, count=min(known.count, limit))
 

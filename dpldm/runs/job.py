@@ -101,9 +101,9 @@ def load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageData
     """Training images, and test images where the run is to be scored."""
     test = None
     if isinstance(experiment.dataset, Path):
-        train = own.load_own(experiment.dataset, experiment.kind)
+        train = own.load_own(experiment.dataset, experiment.kind, experiment.resize)
         if experiment.test_data is not None:
-            test = own.load_own(experiment.test_data)
+            test = own.load_own(experiment.test_data, experiment.kind, experiment.resize)
             if (test.image_shape, test.class_names) != (train.image_shape, train.class_names):
                 raise ExperimentError(
                     f"test images differ from the training images: expected {train.image_shape} and classes "

@@ -43,7 +43,7 @@ def in_words(experiment: Experiment, folders: Folders | None = None) -> list[str
     asked = job.experiment
     method, drawn = METHODS[asked.method], f"{len(job.labels):,} synthetic images, as many of each class"
     lines = [
-        *_images(job.train),
+        *_images(job.train, asked.resize),
         f"kind:      {_kind(asked, job.train.kind)}",
         f"budget:    {_budget(asked)}",
         *(_too_little(asked, job.train.known) if asked.epsilon is not None else []),
@@ -59,10 +59,11 @@ def in_words(experiment: Experiment, folders: Folders | None = None) -> list[str
     return lines
 
 
-def _images(data: ImageData) -> Iterator[str]:
+def _images(data: ImageData, resize: int | None) -> Iterator[str]:
     channels, height, width = data.image_shape
     colours = "grey" if channels == 1 else "RGB"
-    yield f"images:    {len(data):,} of {height} × {width} pixels, {colours}, in {data.num_classes} classes"
+    cut = "" if resize is None else "; of each the middle square, resized"
+    yield f"images:    {len(data):,} of {height} × {width} pixels, {colours}, in {data.num_classes} classes{cut}"
     counts = torch.bincount(data.labels, minlength=data.num_classes).tolist()
     named = list(zip(counts, data.class_names, strict=True))
     if len(named) > MOST_CLASSES:
