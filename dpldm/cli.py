@@ -156,6 +156,7 @@ EXAMPLES = {
         "dpldm evaluate images.npz --dataset mnist --json s.json",
         "dpldm evaluate --records                       add what older records lack, if their images lie in runs",
         "dpldm evaluate --records NAME --remake         make the images again where they are gone",
+        "dpldm evaluate --records NAME --protocol dpimagebench --device cuda",
     ),
     "records": ("dpldm records", "dpldm records --csv > records.csv"),
     "data": ("dpldm data", "dpldm data fetch mnist fashion_mnist", "dpldm data verify mnist"),
@@ -306,6 +307,10 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--records", type=Path, nargs="*", metavar="RECORD", help="add to these, or to all, the scores that they lack"
     )
+    evaluate.add_argument(
+        "--protocol", choices=("book", "dpimagebench"), default="book", help="this book's (default), or the peers'"
+    )
+    evaluate.add_argument("--reduced", action="store_true", help="of the peers': small, for a processor; it says so")
     evaluate.add_argument("--remake", action="store_true", help="of records: make images again where they are gone")
     evaluate.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help=f"of images (default {RUNS})")
     _add_device(evaluate)

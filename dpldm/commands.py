@@ -153,17 +153,21 @@ def draw_samples(given: argparse.Namespace) -> None:
 
 def evaluate_images(given: argparse.Namespace) -> None:
     """`dpldm evaluate`."""
+    by_peers = given.protocol != "book"
+    if given.reduced and not by_peers:
+        raise ValueError("--reduced is for --protocol dpimagebench: leave it out")
     if given.records is not None:
         _score_records(given)
         return
     if given.file is None or given.dataset is None:
         raise ValueError("expected FILE with --dataset, or --records: say what to score")
-    if given.remake:
-        raise ValueError("--remake is for --records: leave it out")
+    if given.remake or (by_peers and given.profile is not None):
+        raise ValueError("--remake is for --records and --profile for this book's protocol: leave it out")
     from dpldm.data import datasets, own
     from dpldm.evaluation import protocol
     from dpldm.methods import PROFILES
     from dpldm.records import files
+    from dpldm.runs import peers
     from dpldm.runs.experiment import choose_device
     from dpldm.runs.words import scores_in_words
 
@@ -173,19 +177,15 @@ def evaluate_images(given: argparse.Namespace) -> None:
         files.check_writable(given.json.parent)
     train, test = datasets.load(given.dataset, "train"), datasets.load(given.dataset, "test")
     settings = PROFILES[given.profile or "quick"].evaluation
+    images, labels, seed = synthetic.images, synthetic.labels, given.seed or 0
     with progress_bar() as progress:
-        metrics = protocol.evaluate(
-            synthetic.images,
-            synthetic.labels,
-            train,
-            test,
-            settings,
-            device,
-            given.seed or 0,
-            progress=lambda share, _: progress.track("evaluation", share),
-        )
-    print("\n".join(scores_in_words(metrics)))
-    print(f"precision: {metrics['precision']:.3f}, recall {metrics['recall']:.3f}, coverage {metrics['coverage']:.3f}")
+        if by_peers:
+            protocol.check_synthetic(images, labels, train, test)
+            metrics = peers.score(images, labels, test, peers.settings_of(given.reduced), device, seed, progress)
+        else:
+            track = lambda share, _: progress.track("evaluation", share)  # noqa: E731
+            metrics = protocol.evaluate(images, labels, train, test, settings, device, seed, track)
+    print(peers.in_words(metrics) if by_peers else "\n".join(scores_in_words(metrics)))
     if given.json is not None:
         text = json.dumps(metrics, indent=1, allow_nan=False) + "\n"
         files.write_atomically(given.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -196,19 +196,20 @@ def _score_records(given: argparse.Namespace) -> None:
     """`dpldm evaluate --records`."""
     if any(value is not None for value in (given.file, given.dataset, given.profile, given.seed, given.json)):
         raise ValueError("a record says how it is scored: leave out FILE, --dataset, --profile, --seed and --json")
-    from dpldm.runs import rescoring
+    from dpldm.runs import peers, rescoring
     from dpldm.runs.experiment import Folders
 
     folders = Folders(runs=given.runs)
     paths = [_find_record(name) for name in given.records]
     if not paths:
         everything = [path for folder in (BOOK_RECORDS, RECORDS) for path in sorted(folder.glob("[!.]*.json"))]
-        paths = [path for path in everything if given.remake or rescoring.images_of(path, folders).is_file()]
+        paths = everything if given.remake else rescoring.with_images(everything, folders)
         if gone := len(everything) - len(paths):
             print(f"{gone} left out, as their images are gone: --remake makes them again", file=sys.stderr)
     try:
         with progress_bar() as progress:
-            refused = rescoring.add_to_all(paths, folders, progress, given.remake, given.device)
+            add = peers.adder(given.protocol, given.reduced)
+            refused = rescoring.add_to_all(paths, add, folders, progress, given.remake, given.device)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; what was finished is kept, run the same command to go on") from None
     print(f"{len(paths) - len(refused)} of {len(paths)} records lack nothing now")

@@ -31,7 +31,7 @@ from pathlib import Path
 from IPython.display import HTML, Markdown
 from myst_nb import glue
 
-from dpldm.book import charts, comparison, headline, samples, words
+from dpldm.book import charts, comparison, headline, instruments, samples, words
 from dpldm.book.published import (
     among_published,
     beside_as_shown,
@@ -133,6 +133,9 @@ Markdown(comparison.as_text(among))
 large = here[here["score"] == "best_of_three"].assign(value=lambda rows: 100 * rows["value"])
 merged = large.pivot_table(index=["method", "public_data"], columns="epsilon", values="value", aggfunc="max")
 merged.sort_values(10.0, ascending=False).map("{:.3g}".format).replace("nan", "–")
+
+# %%
+Markdown(instruments.peers_in_words(list(records.values())))
 
 # %% [markdown]
 # Besides those above: DP-FETA {cite}`li2025dpfeta`, FETA-Pro {cite}`gong2026fetapro`, DP-NTK {cite}`yang2023dpntk`, DP-Kernel

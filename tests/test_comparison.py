@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpldm import cli, commands
-from dpldm.book import charts, comparison, ingredients, notebooks
+from dpldm.book import charts, comparison, ingredients, instruments, notebooks
 from dpldm.book.published import (
     _PUBLISHED,
     among_published,
@@ -192,6 +192,27 @@ def test_the_table_shows_what_the_records_say():
     assert list(more) == ["method", "ε", "seeds", "CNN (%)", "MLP (%)"]
     assert list(more["seeds"]) == ["2", "1", "1"]
     assert list(comparison.as_shown(measured(record(), record(profile="paper")))["profile"]) == ["long", "quick"]
+
+
+def by_peers(best, name="dpimagebench"):
+    return {name: {"accuracy": {"wrn": best}, "best": best, "mean": best, "reduced": name != "dpimagebench"}}
+
+
+def test_the_peers_column_is_there_where_records_have_it_and_the_page_says_where_not():
+    plain, rival = record(), record("dp-merf")
+    assert "best of three (%)" not in comparison.as_shown(measured(plain, rival))
+    assert "No record here was scored so, and the column is empty." in instruments.peers_in_words([plain, rival])
+    scored = [record(seed=seed) for seed in (0, 1)]
+    for one, best in zip(scored, (0.9, 0.95), strict=True):
+        one["metrics"]["peers"] = by_peers(best)
+        schema.validate(one)
+    shown = comparison.as_shown(measured(*scored, rival)).set_index("method")["best of three (%)"]
+    assert shown.to_dict() == {"Latent diffusion": "92.5\u00a0±\u00a03.5", "DP-MERF": "–"}
+    assert "Of the 3 records here 2 were scored so; where there is none" in instruments.peers_in_words([*scored, rival])
+    rival["metrics"]["peers"] = by_peers(0.8, "dpimagebench-reduced")
+    assert "best of three (%)" not in comparison.as_shown(measured(plain, rival))
+    said = instruments.peers_in_words([plain, rival])
+    assert "the column is empty. By a small version of it, which stands in no table, 1 were scored." in said
 
 
 def finished(method, epsilon=10.0, finishing=None, **changes):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpldm.book import instruments
 from dpldm.book.words import (
     ACCURACY,
     DISTANCE,
@@ -56,8 +57,10 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         without the evaluation; the mean over runs), `parameters` (numbers in the fitted model, NaN in old records),
         `protocol` (equal for runs on the same data that were scored in the same way), `whole` (whether all training
         images were used), `device` (a tuple), `can_be_finished` (whether it is a rival on images that ours have a
-        finish for) and `finished_cnn`, `finished_fid_classifier`, each with its `…_spread` (of the same fit, with
-        today's finish; NaN where that was not run). Largest ε first, yardsticks last, then by accuracy.
+        finish for), `peers` and `peers_spread` (the best of three large classifiers, see
+        `dpldm.book.instruments.by_peers`) and `finished_cnn`, `finished_fid_classifier`, each with its `…_spread` (of
+        the same fit, with today's finish; NaN where that was not run). Largest ε first, yardsticks last, then by
+        accuracy.
     """
     everything = list(records)
     by_name = {record_name(record): record for record in everything if tables.finishing(record) is None}
@@ -71,6 +74,7 @@ def measured(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         protocol=[_protocol(group[0]) for group in runs],
         whole=[group[0]["settings"].get("limit") is None for group in runs],
         device=[tuple(sorted({run["device"] for run in group})) for group in runs],
+        **instruments.by_peers(runs),
         today=[made_today(group[0]) for group in runs],
         can_be_finished=[_can_be_finished(group[0]) for group in runs],
     ).join(_finished(everything), on="variant")
@@ -139,6 +143,7 @@ def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
             "FID (classifier)": with_spread(rows, "fid_classifier", 1),
             "FID, finished": _with_finish(rows, "fid_classifier", 1),
             "FID (Inception)": with_spread(rows, "fid_inception", 1),
+            "best of three (%)": with_spread(rows, "peers", 100),
             "time (s)": [f"{seconds:,.1f}" if seconds < 9.95 else f"{seconds:,.0f}" for seconds in rows["making"]],
             "parameters": [with_decimal(value, "{:,.0f}") for value in rows["parameters"]],
             "public data": [name or "none" for name in rows["public_data"]],

@@ -120,7 +120,10 @@ _METRICS: dict[str, Check] = {
     "n_synthetic": _COUNT,
 }
 _PARAMETERS: Check = ("a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
-_OPTIONAL_METRICS: dict[str, Check] = {"parameters": _PARAMETERS, "learners": _OBJECT, "two_sample": _OBJECT}
+_OPTIONAL_METRICS: dict[str, Check] = {"parameters": _PARAMETERS} | dict.fromkeys(
+    ("learners", "two_sample", "peers"), _OBJECT
+)
+_PEERS: dict[str, Check] = {"accuracy": _OBJECT} | dict.fromkeys(("best", "mean"), _FRACTION)
 _TWO_SAMPLE: dict[str, Check] = dict.fromkeys(("auc", "low", "high"), _FRACTION)
 _SECONDS: dict[str, Check] = {
     stage: _or_null(_NOT_NEGATIVE) for stage in ("compression", "diffusion", "sampling", "evaluation")
@@ -217,6 +220,9 @@ def validate(record: Mapping[str, Any]) -> None:
     for name, measured in metrics.get("two_sample", {}).items():
         check_fields("metrics.two_sample.", {name: measured}, {name: _OBJECT})
         check_fields(f"metrics.two_sample.{name}.", measured, _TWO_SAMPLE)
+    for name, measured in metrics.get("peers", {}).items():
+        check_fields("metrics.peers.", {name: measured}, {name: _OBJECT})
+        check_fields(f"metrics.peers.{name}.", measured, _PEERS)
     check_fields("metrics.accuracy.", accuracy, dict.fromkeys([*CLASSIFIERS, *accuracy], _FRACTIONS))
     seconds = record["seconds"]
     check_fields("seconds.", seconds, _SECONDS | dict.fromkeys(seconds, _or_null(_NOT_NEGATIVE)))

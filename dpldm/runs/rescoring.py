@@ -5,7 +5,7 @@ from its settings and seed. That they are the same is told by the sample grid be
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ from dpldm.runs.saved import GRID_COLUMNS
 
 SAME = 0.9  # of the images on a sample grid that have to be there again: where machines round differently, some are not
 NEAR = 2.5 / 255  # how far apart the pixels of the same image may be
+
+
+Adder = Callable[[Path, Folders, Progress, bool, str], list[str]]  # like `add_missing`
 
 
 class RescoringError(ValueError):
@@ -104,9 +107,9 @@ def add_missing(
 
 
 def add_to_all(
-    paths: Sequence[Path], folders: Folders, progress: Progress, remake: bool = False, device: str = "auto"
+    paths: Sequence[Path], add: Adder, folders: Folders, progress: Progress, remake: bool = False, device: str = "auto"
 ) -> list[str]:
-    """`add_missing` for one record after another; one that can't be scored does not stop the others.
+    """`add_missing`, or another such function, for one record after another; one that fails does not stop the others.
 
     Returns:
         Why records were refused, a line for each.
@@ -115,7 +118,7 @@ def add_to_all(
     for number, path in enumerate(paths, start=1):
         start, place = time.monotonic(), f"{number} of {len(paths)}, {path.name}"
         try:
-            added = add_missing(path, folders, progress, remake, device)
+            added = add(path, folders, progress, remake, device)
         except (ValueError, OSError) as error:
             refused.append(str(error))
             progress.say(f"{place}: {error}")
@@ -157,6 +160,11 @@ def opened(path: Path, folders: Folders, progress: Progress, remake: bool, devic
 def images_of(path: Path, folders: Folders) -> Path:
     """Where the images of a record's run lie, if they do."""
     return folders.runs / path.stem / "synthetic.npz"
+
+
+def with_images(paths: Sequence[Path], folders: Folders) -> list[Path]:
+    """The records whose images lie in the folder of runs."""
+    return [path for path in paths if images_of(path, folders).is_file()]
 
 
 def _check_same(path: Path, record: Mapping[str, Any], images: Tensor, labels: Tensor, real: ImageData) -> None:

@@ -81,7 +81,10 @@ def scores_in_words(metrics: Mapping[str, Any]) -> list[str]:
     if told := metrics.get("two_sample"):
         areas = [_area_in_words(name, judge, told) for judge, name in JUDGES.items() if judge in told]
         lines.append(f"AUC:       {'; '.join(areas)} at telling them from real images (0.5: can't)")
-    return [*lines, f"FID:       {', '.join(known) or 'not measured'}{left_out}"]
+    shares = {name: metrics.get(name) for name in ("precision", "recall", "coverage")}
+    told_shares = ", ".join(f"{name} {value:.3f}" for name, value in shares.items() if value is not None)
+    lines.append(f"FID:       {', '.join(known) or 'not measured'}{left_out}")
+    return lines + ([f"fidelity:  {told_shares}"] if told_shares else [])
 
 
 def _area_in_words(name: str, judge: str, told: Mapping[str, Any]) -> str:
