@@ -243,10 +243,9 @@ def finishing_for(known: Known, epsilon: Epsilon, delta: float = 1e-5) -> Finish
     """
     ours = settings_for("quick", known, epsilon, delta)
     share = 1 - ours.matching.image_share if ours.matches else 1.0
-    found = Finishing(ours.finish, share, ours.last)
-    if found == Finishing():
+    if ours.finish == ours.last == FinishSettings():
         raise ValueError(f"images of kind {known.kind} are not finished: say --kind ink or object, or leave it out")
-    return found
+    return Finishing(ours.finish, share, ours.last)
 
 
 def class_gaussian_settings(profile: str, known: Known, epsilon: Epsilon, delta: float = 1e-5) -> ClassGaussianSettings:

@@ -293,7 +293,8 @@ def test_rivals_get_what_our_recipe_applies(dataset: str, epsilon: float, capsys
 
 def test_other_images_are_not_finished(place: Path, capsys: pytest.CaptureFixture) -> None:
     own = ["run", "--data", place / "bars.npz", "--method", "dp-merf", "--delta", "1e-4", "--finished"]
-    assert "are not finished: say --kind ink or object" in refused(capsys, *own)
+    for epsilon in ("0.5", "200"):  # with many decoders of other images, and with none
+        assert "are not finished: say --kind ink or object" in refused(capsys, *own, "--epsilon", epsilon)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

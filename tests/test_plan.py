@@ -35,7 +35,7 @@ def test_a_dry_run_tells_of_images_and_recipe_and_writes_nothing(here: Path, cap
     assert "ε ≤ 1, δ = 1e-05, secret noise" in said
     assert plan.BUDGETS["scarce"].format(tight=8.5) in said  # there are few images, so the noise in a class is large
     assert "for 4,404 images in 2 classes" in said
-    assert "an ε of about 0.46 to show anything\n" in said
+    assert "least ε:   with 2,202 images a class about 0.46, or noise hides how they differ\n" in said
     assert "--kind gets more out of the same ε" in said
     assert "60,000 synthetic images" in said
     assert "time and memory are not foretold" in said

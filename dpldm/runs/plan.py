@@ -46,10 +46,10 @@ def in_words(experiment: Experiment, folders: Folders | None = None) -> list[str
         *_images(job.train, asked.resize),
         f"kind:      {_kind(asked, job.train.kind)}",
         f"budget:    {_budget(asked)}",
-        *(_too_little(asked, job.train.known) if asked.epsilon is not None else []),
         f"method:    {method.title}. {method.about}",
     ]
     if isinstance(job.settings, SynthesisSettings):
+        lines += _too_little(asked, job.train.known)
         lines += [f"recipe:    {why}" for why in _why(asked, job.train.known)]
         lines += [f"           {step}" for step in steps(job.settings)]
     lines.append(f"draws:     {drawn}; {'scored' if job.test is not None else 'not scored'}")
@@ -90,10 +90,12 @@ def _kind(asked: Experiment, kind: str) -> str:
 
 
 def _too_little(asked: Experiment, known: Known) -> Iterator[str]:
+    if asked.epsilon is None:
+        return
     least = least_useful_epsilon(known, asked.delta)
-    assert asked.epsilon is not None
     verdict = "; yours is below, so expect little but noise" if asked.epsilon < least else ""
-    yield f"           as few images a class as here need an ε of about {least:.2g} to show anything{verdict}"
+    each = known.count / known.num_classes
+    yield f"least ε:   with {each:,.0f} images a class about {least:.2g}, or noise hides how they differ{verdict}"
 
 
 def _why(asked: Experiment, known: Known) -> Iterator[str]:
