@@ -69,6 +69,12 @@ def test_missing_page_is_named(tmp_path, gone):
     ("path", "old", "new", "message"),
     [
         ("notebooks/toy.py", "print(double", "print double", r"notebooks/toy\.py, line 14: no Python: "),
+        (
+            "notebooks/toy.py",
+            "print(double",
+            "%matplotlib inline\nprint(double",
+            r"notebooks/toy\.py, line 14: no Python: .* write it as `# %matplotlib inline`",
+        ),
         ("notebooks/toy.py", "# It asks", "# \x00 asks", r"notebooks/toy\.py, line \d+: no Python: "),
         ("_toc.yml", "chapters:", "chapters: [", r"_toc\.yml, line \d: no YAML: "),
         ("_toc.yml", "- file", "- fiel", r"_toc\.yml, line 4: unknown key 'fiel': expected one of format, root"),
@@ -88,6 +94,16 @@ def test_a_source_that_is_no_utf8_is_named_with_its_line(tmp_path):
     (root / "notebooks" / "toy.py").write_bytes(TOY.encode() + b"# caf\xe9\n")
     with pytest.raises(BookError, match=r"notebooks/toy\.py, line 20: expected UTF-8, got the byte 0xe9"):
         notebooks.notebooks(root)
+
+
+def test_magics_in_comments_and_a_byte_order_mark_are_read_as_their_editors_mean_them(tmp_path):
+    root = make_book(tmp_path)
+    magics = TOY.replace("import matplotlib", "# %matplotlib inline\nimport matplotlib")
+    (root / "notebooks" / "toy.py").write_bytes(b"\xef\xbb\xbf" + magics.encode())
+    build.build({}, root=root, site=False, say=lambda line: None)
+    assert "20.0" in outputs(root)
+    first, *_ = nbformat.read(root / "executed" / "toy.ipynb", as_version=4).cells
+    assert (first.cell_type, first.source.startswith("# A toy notebook")) == ("markdown", True)
 
 
 def test_every_option_of_the_command_is_a_parameter_of_the_notebooks():

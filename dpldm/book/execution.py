@@ -168,7 +168,10 @@ def _is_glue(source: str) -> bool:
         call = statement.value if isinstance(statement, ast.Expr) else None
         return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "glue"
 
-    statements = ast.parse(source).body
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a magic, which is no Python
+        return False
     named = [statement for statement in statements if isinstance(statement, ast.Assign)]
     glued = [statement for statement in statements if handed(statement)]
     if glued:

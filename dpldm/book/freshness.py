@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dpldm import EXPORTS
-from dpldm.book.notebooks import PACKAGE, ROOT, Notebook, Say, pages
+from dpldm.book.notebooks import PACKAGE, ROOT, Notebook, Say, pages, text_of
 
 # --- what a notebook depends on ---------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ def dependencies(source: Path, package: Path) -> set[Path]:
     waiting = [source]
     while waiting:
         file = waiting.pop()
-        text, inside = file.read_text(encoding="utf-8"), file.is_relative_to(package)
+        text, inside = text_of(file), file.is_relative_to(package)
         if PACKAGE not in text and not inside:
             continue
         new = imported_files(text, file.parent, package) - found
@@ -146,7 +146,7 @@ def effective(notebook: Notebook, parameters: Mapping[str, Any]) -> dict[str, An
 
 def inputs(notebook: Notebook, parameters: Mapping[str, Any], root: Path = ROOT) -> dict[str, str]:
     """Everything that a notebook's output depends on, each with a digest: what to compare with the last time."""
-    source = notebook.source.read_text(encoding="utf-8")
+    source = text_of(notebook.source)
     named = {f"notebooks/{notebook.name}.py": digest(source.encode())}
     for file in sorted(dependencies(notebook.source, root / PACKAGE)):
         named[str(file.relative_to(root))] = digest(file.read_bytes())
@@ -278,7 +278,7 @@ def changes(notebook: Notebook, now: Mapping[str, str], root: Path = ROOT) -> li
 
 def reports(notebook: Notebook) -> bool:
     """Whether it looks at the executed notebooks: it depends on all others."""
-    here, text = Path(__file__).resolve(), notebook.source.read_text(encoding="utf-8")
+    here, text = Path(__file__).resolve(), text_of(notebook.source)
     return here in imported_files(text, notebook.source.parent, here.parent.parent)
 
 

@@ -88,15 +88,20 @@ def pages(root: Path = ROOT) -> list[str]:
                 yield from files(item)
 
     try:
-        return list(files(yaml.compose(_text(path, root))))
+        return list(files(yaml.compose(_checked_text(path, root))))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise fault(mark, f"no YAML: {error.problem}") from None
 
 
-def _text(path: Path, root: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a source, without the mark that some editors begin UTF-8 with."""
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _checked_text(path: Path, root: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return text_of(path)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         said = f"expected UTF-8, got the byte {error.object[error.start]:#04x}: save it as UTF-8"
@@ -104,13 +109,15 @@ def _text(path: Path, root: Path) -> str:
 
 
 def _check_python(source: Path, root: Path) -> None:
+    text = _checked_text(source, root)
     try:
-        ast.parse(_text(source, root))
+        ast.parse(text)
     except (SyntaxError, ValueError) as error:
-        if isinstance(error, BookError):
-            raise
         line = getattr(error, "lineno", None) or 1
         said = error.msg if isinstance(error, SyntaxError) else str(error)
+        written = text.split("\n")[line - 1].strip()
+        if written.startswith(("%", "!")):
+            said = f"magics stand in comments in a source, write it as `# {written}`"
         raise BookError(f"{source.relative_to(root)}, line {line}: no Python: {said}") from None
 
 
@@ -125,7 +132,7 @@ def read_notebook(source: Path) -> Any:
     """A notebook of `notebooks/` as nbformat has it, with ids that do not change from one reading to the next."""
     import jupytext
 
-    node = jupytext.read(source)
+    node = jupytext.reads(text_of(source), fmt=source.suffix[1:])
     node.metadata["kernelspec"] = {"name": KERNEL, "display_name": "Python 3", "language": "python"}
     for position, cell in enumerate(node.cells):
         cell["id"] = f"cell-{position:03d}"
