@@ -99,18 +99,18 @@ def _check_names(given: argparse.Namespace) -> None:
         asked = getattr(given, option, None)
         for name in asked if isinstance(asked, list) else [asked]:
             if name is not None and name not in known:
-                raise ValueError(f"unknown {option} {name!r}: {_expected(option, name, known)}")
+                own = ", or your own images with --data PATH" if option == "dataset" and hasattr(given, "data") else ""
+                raise ValueError(f"unknown {option} {name!r}: {_expected(name, known, own)}")
     for name in getattr(given, "names", []):
         if name not in DATASETS:
-            raise ValueError(f"unknown dataset {name!r}: {_expected('dataset', name, DATASETS)}")
+            raise ValueError(f"unknown dataset {name!r}: {_expected(name, DATASETS)}")
     seed = getattr(given, "seed", None)
     if seed is not None and not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"expected a seed from 0 to {LARGEST_SEED}, got {_shortly(seed)}: choose another")
 
 
-def _expected(option: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    own = ", or your own images with `dpldm run --data PATH`" if option == "dataset" else ""
+def _expected(name: str, known: Sequence[str], own: str = "") -> str:
+    near = difflib.get_close_matches(name.lower(), known, 1)
     return f"did you mean {near[0]}?" if near else f"expected {' or '.join(known)}{own}"
 
 
@@ -292,7 +292,9 @@ def _add_device(added: argparse.ArgumentParser) -> None:
 def _add_sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("model", type=Path, metavar="MODEL", help="a synthesizer.safetensors")
     sample.add_argument("--n", type=int, default=1_000, metavar="N", help="images to draw (default 1,000)")
-    sample.add_argument("--labels", default="balanced", metavar="L", help="balanced (default), or classes: 3 or 3,5")
+    sample.add_argument(
+        "--labels", default="balanced", metavar="L", help="balanced (default), or classes: 3 or cat,dog"
+    )
     sample.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz; a .png grid goes beside it")
     sample.add_argument("--seed", type=int, metavar="N", help="default: that of the run")
     _add_sampling(sample)

@@ -24,6 +24,7 @@ from dpldm.records import environment as environment_module
 from dpldm.records import files
 from dpldm.records.images import load_images
 from dpldm.runs import experiment, run
+from dpldm.runs.saved import labels_in_turn
 
 BUDGET = ["--epsilon", "2", "--delta", "1e-4"]
 SMALL = ["--profile", "smoke", "--n-synthetic", "200"]
@@ -196,6 +197,18 @@ def test_too_few_images_and_unknown_places_are_one_line(here: Path, capsys: pyte
     assert "broken.npz" in refused(capsys, "run", "--data", "broken.npz")
 
 
+def test_a_smoke_run_drops_no_rare_class(here: Path) -> None:
+    """More images than the profile's limit, which is for public data: one's own are all taken."""
+    labels = np.concatenate([np.arange(3_000) % 2, np.arange(2, 22)])  # twenty classes of one image each
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), np.uint8)
+    save(here / "rare.npz", images=images, labels=labels)
+    assert len(labels) > methods.PROFILES["smoke"].limit
+    words = ["--profile", "smoke", "--method", "real", "--n-synthetic", "200"]
+    assert main(["run", "--data", "rare.npz", *words]) == 0
+    drawn, classes, _ = load_images(next(here.glob("runs/*/synthetic.npz")))
+    assert (drawn[classes == 21] * 255).round().numpy().astype(np.uint8)[0, 0].tolist() == images[-1].tolist()
+
+
 def test_a_full_disk_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     save(here / "bars.npz")
     command = ["run", "--data", "bars.npz", *BUDGET, *SMALL]
@@ -260,6 +273,33 @@ def test_sample_leaves_images_with_a_statement(made: Path, here: Path, capsys: p
     assert said["epsilon"] <= 2
 
 
+def test_labels_are_names_and_numbers_only_where_no_name_is_one(capsys: pytest.CaptureFixture) -> None:
+    """Folders 1 to 10: class 2 is the one named so, and the third is no class 2."""
+    assert labels_in_turn("10,2", 4, [str(number) for number in range(1, 11)]).tolist() == [9, 1, 9, 1]
+    with pytest.raises(ValueError, match=r"unknown class '0' in --labels: expected .* out of 1, 2, 3$"):
+        labels_in_turn("0", 4, ["1", "2", "3"])
+    animals = ["cat", "dog", "newt"]
+    assert labels_in_turn("newt,cat", 3, animals).tolist() == labels_in_turn("2,0", 3, animals).tolist() == [2, 0, 2]
+    for wrong in ("dog,1", "dog,dog", "3", "", "owl"):
+        with pytest.raises(ValueError, match="out of cat, dog, newt, or 0 to 2 for these in turn"):
+            labels_in_turn(wrong, 4, animals)
+
+
+def test_numbered_folders_come_out_under_their_numbers(here: Path) -> None:
+    for number in range(12):
+        (here / "digits" / str(number)).mkdir(parents=True)
+        pixels = np.full((12, 12), 20 * number, np.uint8)  # a grey level for each class, so that it can be told
+        for copy in range(20):
+            Image.fromarray(pixels).save(here / "digits" / str(number) / f"{copy}.png")
+    assert main(["run", "--data", "digits", "--profile", "smoke", "--method", "real", "--n-synthetic", "24"]) == 0
+    for number in (2, 10):
+        assert main(["sample", str(model_of(here)), "--n", "3", "--labels", str(number), "--out", "s.npz"]) == 0
+        with np.load(here / "s.npz") as drawn:
+            assert drawn["class_names"].tolist() == [str(label) for label in range(12)]
+            assert drawn["labels"].tolist() == [number] * 3
+            assert (drawn["images"] == 20 * number).all()
+
+
 def test_sample_repeats_and_varies_by_seed(made: Path, here: Path) -> None:
     def draw(*words: str) -> np.ndarray:
         assert main(["sample", str(model_of(made)), "--n", "30", "--out", "s.npz", *words]) == 0
@@ -276,6 +316,7 @@ def test_sample_repeats_and_varies_by_seed(made: Path, here: Path) -> None:
         (["--n", "0"], "expected 1 or more images"),
         (["--labels", "7"], "unknown class '7'"),
         (["--labels", "-1"], "unknown class '-1'"),
+        (["--labels", "2,0,2"], "class '2' twice in --labels: expected balanced, or each class once, out of 0, 1, 2"),
         (["--sampler", "dice"], "expected a sampler out of"),
         (["--steps", "1"], "expected 2 to 10000 steps"),
         (["--out", "s.png"], "ends in .npz"),
@@ -374,6 +415,15 @@ def test_data_says_what_is_there(here: Path, capsys: pytest.CaptureFixture) -> N
     assert "expected a dataset to fetch" in refused(capsys, "data", "fetch")
     assert "unknown dataset 'cats'" in refused(capsys, "data", "fetch", "cats")
     assert "did you mean mnist?" in refused(capsys, "data", "fetch", "mnits")
+
+
+def test_what_is_suggested_is_what_the_command_takes(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """By `make book DATASET=MNIST` among others; images of one's own are suggested where they can be given."""
+    for command in ("book", "run"):
+        assert refused(capsys, command, "--dataset", "MNIST").endswith("unknown dataset 'MNIST': did you mean mnist?")
+        assert refused(capsys, command, "--dataset", "Fashion-MNIST").endswith("did you mean fashion_mnist?")
+    assert refused(capsys, "run", "--dataset", "cats").endswith("or your own images with --data PATH")
+    assert refused(capsys, "book", "--dataset", "cats").endswith("expected mnist or fashion_mnist or letters")
 
 
 def test_privacy_explains_a_record(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -67,7 +67,7 @@ class Experiment:
             if getattr(self, name) not in known:
                 raise ExperimentError(f"unknown {name} {getattr(self, name)!r}: expected {' or '.join(known)}")
         if isinstance(self.dataset, str) and self.dataset not in datasets.DATASETS:
-            expected = f"expected {' or '.join(datasets.DATASETS)}, or your own images with --data PATH"
+            expected = f"expected {' or '.join(datasets.DATASETS)}, or the path of your own images"
             raise ExperimentError(f"unknown dataset {self.dataset!r}: {expected}")
         if isinstance(self.dataset, str) and self.kind != "none":
             kind = datasets.DATASETS[self.dataset].kind

@@ -156,25 +156,29 @@ def sample(
 
 
 def labels_in_turn(wanted: str, n: int, names: Sequence[str]) -> Tensor:
-    """Labels (n,) as they are asked for: "balanced", or class numbers or names with commas between them, in turn.
+    """Labels (n,) from "balanced", or from classes with commas between them, which take turns: by name, or by number
+    where no name is one, as 2 would else be the class named 2 for some images and the third for others.
 
-    >>> labels_in_turn("dog,0", 3, ["cat", "dog"]).tolist()
-    [1, 0, 1]
+    >>> labels_in_turn("dog,cat", 3, ["cat", "dog"]).tolist(), labels_in_turn("2", 2, ["1", "2"]).tolist()
+    ([1, 0, 1], [1, 1])
 
     Raises:
-        ExperimentError: there is no such class.
+        ExperimentError: some class is unknown, or asked for twice.
     """
     if wanted == "balanced":
         return balanced_labels(n, len(names))
-    chosen = []
+    numbered = not any(name.isdecimal() for name in names)
+    known = {str(label): label for label in range(len(names)) if numbered}
+    known |= {name: label for label, name in enumerate(names)}
+    numbers = f", or 0 to {len(names) - 1} for these in turn" if numbered else ""
+    expected = f"expected balanced, or each class once, out of {', '.join(names)}{numbers}"
+    chosen: list[int] = []
     for word in wanted.split(","):
-        if word in names:
-            chosen.append(list(names).index(word))
-        elif word.isascii() and word.isdigit() and int(word) < len(names):
-            chosen.append(int(word))
-        else:
-            expected = f"balanced, or classes out of 0 to {len(names) - 1} ({', '.join(names)})"
-            raise ExperimentError(f"unknown class {word!r} in --labels: expected {expected}")
+        if word not in known:
+            raise ExperimentError(f"unknown class {word!r} in --labels: {expected}")
+        if known[word] in chosen:
+            raise ExperimentError(f"class {word!r} twice in --labels: {expected}")
+        chosen.append(known[word])
     return torch.tensor(chosen)[balanced_labels(n, len(chosen))]
 
 
