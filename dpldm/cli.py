@@ -37,6 +37,7 @@ from dpldm.commands import (
     show_records,
 )
 from dpldm.data.kinds import KINDS
+from dpldm.data.memory import lacks_memory
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What went wrong is one line on standard error; results go to standard output, progress to standard error.
     """
+    # Before torch is loaded, whose threads would else spin while they wait for each other: beside another busy process
+    # that takes the very cores on which the others still work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _ready_streams()
     try:
         given = _parser().parse_args(argv)
@@ -54,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `dpldm records | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError, OverflowError) as error:
+    except (ValueError, OSError, MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not lacks_memory(error):
+            raise
         print(f"dpldm: {_last_words(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as interrupt:
@@ -123,7 +129,7 @@ def _last_words(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         text = "out of memory: use fewer images, or a machine with more"
     return " ".join(text.split()) or type(error).__name__
 

@@ -488,6 +488,16 @@ def test_two_executions_give_the_same_bytes_with_this_python(made):
     assert sys.executable in outputs(made)
 
 
+@pytest.mark.parametrize(("chosen", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_kernels_wait_without_spinning_unless_told_to(monkeypatch, chosen, policy):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    with execution._quiet_kernel():
+        assert os.environ["OMP_WAIT_POLICY"] == policy
+    assert os.environ.get("OMP_WAIT_POLICY") == chosen
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [

@@ -1,5 +1,6 @@
 """The command line: what each command prints and leaves, and every bad input as one line and exit code 2."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from dpldm import cli, methods
 from dpldm.cli import main
 from dpldm.commands import DATASETS, PROFILES, RECORDS, _epsilon, _experiment
 from dpldm.data import datasets, own
+from dpldm.method.synthesizer import LatentDiffusion
 from dpldm.records import environment as environment_module
 from dpldm.records import files
 from dpldm.records.images import load_images
@@ -615,3 +618,60 @@ def test_the_same_secure_run_started_twice_draws_once(here: Path) -> None:
 def test_python_m_dpldm_is_the_command(here: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "dpldm", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: dpldm")
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda: np.empty(2**50),
+        lambda: torch.empty(2**50),  # really too much: torch's own words
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")),
+        lambda: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9")),
+        lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")),
+    ],
+    ids=["numpy", "torch", "cuda", "windows", "cublas"],
+)
+def test_no_memory_is_one_line_whoever_asked_for_it(fails, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def show(given: object) -> None:
+        with contextlib.suppress(StopIteration):
+            next(iter(fails()))
+
+    monkeypatch.setattr(cli, "show_records", show)
+    assert refused(capsys, "records") == "dpldm: out of memory: use fewer images, or a machine with more"
+
+
+def test_another_error_of_torch_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "show_records", lambda given: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        main(["records"])
+
+
+def test_a_model_that_does_not_fit_the_memory_is_not_called_damaged(
+    made: Path, here: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(LatentDiffusion, "restore", lambda *stage: torch.empty(2**50))
+    assert "out of memory" in refused(capsys, "sample", model_of(made), "--out", "s.npz")
+
+
+SEEN = """
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            sys.exit("torch finds " + os.environ.get("OMP_WAIT_POLICY", "nothing"))
+sys.meta_path.insert(0, Finder())
+sys.argv = ["dpldm", "run", "--profile", "smoke"]
+runpy.run_module("dpldm", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_without_spinning_unless_told_to(here: Path, chosen: dict[str, str], policy: str) -> None:
+    """OpenMP looks once, when torch loads it."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    paths = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", SEEN], env=kept | paths | chosen, capture_output=True, text=True)
+    assert done.stderr.strip() == f"torch finds {policy}"

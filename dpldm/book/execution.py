@@ -36,6 +36,7 @@ def _quiet_kernel() -> Iterator[Path]:
             "JUPYTER_RUNTIME_DIR": folder,
             "JUPYTER_PATH": "",
             "JUPYTER_PREFER_ENV_PATH": "1",
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # as the command has it
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "PYTHONHASHSEED": "0",
             "TQDM_DISABLE": "1",

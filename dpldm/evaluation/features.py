@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dpldm.data.memory import lacks_memory
 from dpldm.evaluation.classifiers import accuracy, build_network, fit, network_input
 from dpldm.evaluation.settings import EVALUATION, EvaluationSettings, LabelledImages
 
@@ -89,6 +90,8 @@ def load_feature_network(dataset: str, device: torch.device | str = "cpu") -> Fe
         network = build_network("cnn", shape, int(metadata["num_classes"]), torch.Generator(), device)
         network.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
         raise ValueError(f"damaged feature network {path.name}: restore the file from a fresh copy") from error
     return FeatureNetwork(network, {**metadata, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
 

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dpldm.data.memory import lacks_memory
 from dpldm.records.files import one_line, write_atomically
 from dpldm.records.schema import NAME, RecordError, check_json, shown_value
 
@@ -101,6 +102,8 @@ class StageFolder:
             facts = json.loads(header["facts"])
             whole = header["sha256"] == _tensor_digest(tensors, header["facts"])
         except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
+            if lacks_memory(error):
+                raise
             raise RecordError(
                 f"{path}: expected the finished stage '{stage}', got a damaged file ({one_line(error)}); "
                 "delete it and run again"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpldm.data.memory import lacks_memory
 from dpldm.method.settings import SamplingSettings
 from dpldm.method.synthesizer import LatentDiffusion
 from dpldm.methods import METHODS, Synthesizer
@@ -109,6 +110,8 @@ def load_synthesizer(path: Path | str, device: torch.device | str = "cpu") -> Sa
         tensors, facts = StageFolder(path.parent).load(path.stem)
         return _restored(tensors, facts, device)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
+        if lacks_memory(error):
+            raise
         reason = "a damaged file" if isinstance(error, RecordError) else " ".join(f"{error}".split())[:160]
         expected = "expected a synthesizer that dpldm run has saved"
         raise ExperimentError(f"{path}: {expected}, got {reason}; restore the file or repeat the run") from None
