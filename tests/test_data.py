@@ -28,7 +28,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from dpldm.data import datasets, fetch
-from dpldm.data.images import DataError, ImageData, check, validation_split
+from dpldm.data.images import DataError, ImageData, check, in_bytes, validation_split
 from dpldm.data.own import load_own
 
 
@@ -917,3 +917,77 @@ def test_a_rounding_error_is_clipped_and_not_rescaled(tmp_path):
     images[7, 0, 0] = 1.0000001
     with pytest.raises(DataError, match=r"image 7 has values 0.* to 1\.00000012: clip the images"):
         load_own(save(tmp_path / "own.npz", images=images, labels=LABELS))
+
+
+PEAK = """
+import sys
+import torch
+from pathlib import Path
+from dpldm.data import own
+from dpldm.records.images import load_images, save_images
+
+def most():  # bytes that were resident at once, so far
+    # of this process alone: what getrusage says is at least what the process that started it had
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+what, path = sys.argv[1], Path(sys.argv[2])
+count, size = 3_000, 3_000 * 3 * 64 * 64 * 4  # of the images as floats
+if what == "save":
+    pixels, labels = torch.full((count, 3, 64, 64), 0.5), torch.arange(count) % 2
+    save_images(path.with_name("few.npz"), pixels[:20], labels[:20], {})
+before = most()
+if what == "save":
+    save_images(path, pixels, labels, {})
+elif what == "load":
+    load_images(path)
+else:
+    own.load_own(path)
+print((most() - before) / size)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Folders with 3,000 RGB images of 64 x 64, in each form that can be read."""
+    place = tmp_path_factory.mktemp("large")
+    labels = np.arange(3_000) % 2
+    grey = np.full((3_000, 64, 64, 3), 127, np.uint8)
+    np.savez(place / "bytes.npz", images=grey, labels=labels)
+    np.savez(place / "doubles.npz", images=np.full(grey.shape, 0.5), labels=labels)
+    for name in ("0", "1"):
+        (place / "folder" / name).mkdir(parents=True)
+        Image.fromarray(grey[0]).save(place / "folder" / name / "0.png")
+        for copy in range(1, 1_500):
+            os.link(place / "folder" / name / "0.png", place / "folder" / name / f"{copy}.png")
+    return place
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read there")
+@pytest.mark.parametrize(
+    ("what", "name", "most"),  # in copies of all images as floats: a load needs one, a save a quarter for the bytes
+    [("own", "bytes.npz", 1.25), ("own", "doubles.npz", 1.25), ("own", "folder", 1.25), ("load", "bytes.npz", 1.25),
+     ("save", "made.npz", 0.8)],
+)  # fmt: skip
+def test_images_are_read_and_written_without_a_second_copy(large, tmp_path, what, name, most):
+    path = tmp_path / name if what == "save" else large / name
+    done = subprocess.run([sys.executable, "-c", PEAK, what, str(path)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < most
+
+
+def test_pieces_change_nothing(tmp_path):
+    """More images than a piece, and not a multiple: read and written as in one."""
+    random = np.random.default_rng(0)
+    images, labels = random.random((601, 8, 8, 3)), np.arange(601) % 3
+    for form in (images, (images * 255).astype(np.uint8), np.asfortranarray(images.astype(np.float16)), images[..., 0]):
+        whole = np.divide(form, 255 if form.dtype == np.uint8 else 1, dtype=np.float32)
+        whole = whole.transpose(0, 3, 1, 2) if form.ndim == 4 else whole[:, None]
+        read = load_own(save(tmp_path / "own.npz", images=form, labels=labels)).images
+        np.testing.assert_array_equal(read.numpy(), whole)
+    bytes_of = in_bytes(torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(bytes_of, (images * 255).round())
+    damaged = bytearray((save(tmp_path / "own.npz", images=images, labels=labels)).read_bytes())
+    damaged[images.nbytes // 2] ^= 1  # a bit of a pixel, which only the checksum at the end tells
+    (tmp_path / "own.npz").write_bytes(damaged)
+    with pytest.raises(DataError, match="damaged"):
+        load_own(tmp_path / "own.npz")

@@ -16,6 +16,7 @@ from dpldm.data.kinds import KINDS
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 64  # pixels
 FEWEST_IMAGES = 10  # so that a tenth can be held out
+PIECE = 64  # images that are converted at a time, so that what is on the way takes little memory
 ROUNDING = 1e-3  # how far pixels may lie outside [0, 1] by arithmetic alone; they are refused, but may be clipped
 
 
@@ -133,6 +134,18 @@ def validation_split(data: ImageData, fraction: float, seed: int) -> tuple[Image
         raise DataError(f"a validation split of {fraction} leaves one side of {len(data)} images empty: try 0.1")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return data.subset(order[held_out:]), data.subset(order[:held_out])
+
+
+def in_bytes(images: Tensor) -> Tensor:
+    """uint8 on the CPU, of the shape of ``images`` (N, ...) in [0, 1]: each value times 255, rounded.
+
+    >>> in_bytes(torch.tensor([[0.0], [0.5], [1.0]])).flatten().tolist()
+    [0, 128, 255]
+    """
+    pixels = torch.empty(images.shape, dtype=torch.uint8)
+    for start in range(0, len(images), PIECE):
+        pixels[start : start + PIECE] = (images[start : start + PIECE].detach() * 255).round()
+    return pixels
 
 
 def check_shape(name: str, shape: Sequence[int], right_type: bool) -> None:

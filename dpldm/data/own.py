@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ from torch import Tensor
 
 from dpldm.data.fetch import file_sha256
 from dpldm.data.images import DataError, ImageData, check, check_kind, check_labels, check_shape, check_side
+from dpldm.data.memory import lacks_memory
+from dpldm.data.npz import Header, channels_first, read_header, read_images, to_images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -80,10 +81,7 @@ def _resized(image: Image.Image, side: int) -> np.ndarray:
 
 def _all_resized(pixels: np.ndarray, side: int) -> np.ndarray:
     """Images of a layout that `_check_npz_images` accepts, as (N, channels, side, side), of the same type."""
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.shape[-1] in (1, 3):
-        pixels = pixels.transpose(0, 3, 1, 2)
+    pixels = channels_first(pixels)
     made = np.uint8 if pixels.dtype == np.uint8 else np.float32
     resized = np.empty((*pixels.shape[:2], side, side), made)
     for place in np.ndindex(pixels.shape[:2]):
@@ -95,26 +93,27 @@ def _load_npz(path: Path, resize: int | None) -> ImageData:
     expected = "expected an .npz file with the arrays `images` and `labels`"
     try:
         with zipfile.ZipFile(path) as archive:
-            images = _npy_header(archive, "images")
-            _check_npz_images(path.name, images.shape, images.kind, resize)
+            header = read_header(archive, "images")
+            _check_npz_images(path.name, header.shape, header.kind, resize)
             for key in ("labels", *_optional(archive, "class_names")):
-                _check_held(path.name, key, _npy_header(archive, key))
-            _check_held(path.name, "images", images)
+                _check_held(path.name, key, read_header(archive, key))
+            _check_held(path.name, "images", header)
+            changed = None if resize is None else functools.partial(_all_resized, side=resize)
+            images = read_images(archive, changed)
         with np.load(path, allow_pickle=False) as arrays:
-            labels, pixels = arrays["labels"], arrays["images"]
-            names = arrays.get("class_names")
+            labels, names = arrays["labels"], arrays.get("class_names")
     except KeyError as error:
         raise DataError(f"{path}: {expected}, {error.args[0]}: write it with numpy.savez") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: {expected}, but it is damaged ({error}): write it again") from error
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"{path}: {expected} of numbers, got something else ({error})") from error
-    classes, class_names = _classes(path.name, labels, len(pixels), names)
-    if resize is not None:
-        pixels = _all_resized(pixels, resize)
-    return ImageData(path.stem, _to_images(pixels), classes, class_names, {path.name: file_sha256(path)})
+    classes, class_names = _classes(path.name, labels, len(images), names)
+    return ImageData(path.stem, images, classes, class_names, {path.name: file_sha256(path)})
 
 
 def _optional(archive: zipfile.ZipFile, key: str) -> list[str]:
@@ -158,27 +157,7 @@ def _by_numbers(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     ), name
 
 
-class _Header(NamedTuple):
-    """What the header of an array says, and how many bytes of data follow it."""
-
-    shape: tuple[int, ...]
-    kind: np.dtype
-    held: int
-
-
-def _npy_header(archive: zipfile.ZipFile, key: str) -> _Header:
-    """The header of an array in an .npz, without reading its data; KeyError if it is not there."""
-    if f"{key}.npy" not in archive.namelist():
-        found = ", ".join(f"`{name.removesuffix('.npy')}`" for name in archive.namelist()) or "nothing"
-        raise KeyError(f"`{key}` is missing, found {found}")
-    with archive.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(stream)
-        return _Header(shape, kind, archive.getinfo(f"{key}.npy").file_size - stream.tell())
-
-
-def _check_held(name: str, key: str, header: _Header) -> None:
+def _check_held(name: str, key: str, header: Header) -> None:
     """Nothing is allocated on a header's word alone, and nothing unpickled."""
     if header.kind.kind == "O":
         raise DataError(
@@ -205,17 +184,6 @@ def _check_npz_images(name: str, shape: tuple[int, ...], kind: np.dtype, resize:
     check_shape(name, (count, 1, resize or height, resize or width), right_type=True)
 
 
-def _to_images(pixels: np.ndarray) -> Tensor:
-    """float32 (N, C, side, side) from a layout that `_check_npz_images` accepts; uint8 is divided by 255."""
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.shape[-1] in (1, 3):
-        pixels = pixels.transpose(0, 3, 1, 2)
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which `check` refuses
-        images = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
-    return images.div_(255) if pixels.dtype == np.uint8 else images
-
-
 def _load_folder(folder: Path, resize: int | None) -> ImageData:
     class_folders = sorted(_visible(folder), key=lambda path: _by_numbers(path.name))
     strays = [path for path in class_folders if not path.is_dir()]
@@ -228,21 +196,23 @@ def _load_folder(folder: Path, resize: int | None) -> ImageData:
         if not paths:
             raise DataError(f"{class_folder} is empty: expected images of that class, add some or remove the folder")
     _check_files([path for paths in files.values() for path in paths])
-    pixels: list[np.ndarray] = []
+    images, first = torch.empty(0), ""
     labels: list[int] = []
     listing = hashlib.sha256()
     for label, (class_folder, paths) in enumerate(files.items()):
         for path in paths:
             content = path.read_bytes()
-            pixels.append(_decode(path, content, resize))
+            pixels = _decode(path, content, resize)
+            image, arrived = to_images(pixels[None]), _describe(pixels)
+            if not labels:
+                images, first = torch.empty(sum(map(len, files.values())), *image.shape[1:]), arrived
+            if arrived != first:
+                raise DataError(f"{path}: expected {first} like the first image, got {arrived}: make them alike")
+            images[len(labels)] = image[0]
             labels.append(label)
             listing.update(f"{hashlib.sha256(content).hexdigest()}  {class_folder.name}/{path.name}\n".encode())
-            if pixels[-1].shape != pixels[0].shape:
-                arrived, expected = _describe(pixels[-1]), _describe(pixels[0])
-                raise DataError(f"{path}: expected {expected} like the first image, got {arrived}: make them alike")
     name = folder.resolve().name
     class_names = tuple(class_folder.name for class_folder in class_folders)
-    images = _to_images(np.stack(pixels))
     return ImageData(name, images, torch.tensor(labels), class_names, {name: listing.hexdigest()})
 
 

@@ -67,7 +67,7 @@ def check_memory(count: int, image_shape: tuple[int, int, int]) -> None:
     Raises:
         RecordError: in one line, with the number that fits.
     """
-    each = math.prod(image_shape) * (2 + 2 * 4) + 8  # as bytes twice, as floats twice, and a label
+    each = math.prod(image_shape) * (1 + 4) + 8  # as bytes, as floats, and a label
     most = machine_memory() // each
     if count > most:
         raise RecordError(f"expected at most {most:,} images, which fit the memory here, got {count:,}: draw fewer")

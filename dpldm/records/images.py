@@ -1,6 +1,7 @@
 """Synthetic images in a file: `.npz` without pickles."""
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpldm.data.images import pixel_fault
+from dpldm.data.images import in_bytes, pixel_fault
+from dpldm.data.memory import lacks_memory
+from dpldm.data.npz import read_header, read_images
 from dpldm.records.files import one_line, write_atomically
 from dpldm.records.schema import RecordError, check_json, shown_value
 
@@ -60,7 +63,7 @@ def save_images(
         raise RecordError(f"{path}: expected a file name that ends in .npz, got '{path.suffix}'; rename it")
     check_images(images, labels)
     check_json("statement", statement)
-    pixels = (images.detach().cpu() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels = in_bytes(images).permute(0, 2, 3, 1).numpy()
     arrays = {
         "images": pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
         "labels": labels.detach().cpu().to(torch.int64).numpy(),
@@ -95,17 +98,20 @@ def load_images(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
                 raise ValueError("a file that is not a zip archive")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                pixels, labels = np.asarray(archive["images"]), np.asarray(archive["labels"])
+                form, labels = read_header(archive.zip, "images"), np.asarray(archive["labels"])
                 statement = json.loads(str(archive["privacy"])) if "privacy" in archive else {}
+                readable = (
+                    form.kind == np.uint8
+                    and form.held == math.prod(form.shape)
+                    and (len(form.shape) == 3 or form.shape[3:] in ((1,), (3,)))
+                )
+                images = read_images(archive.zip) if readable else None
         except Exception as error:  # whatever a damaged or foreign archive makes its readers raise
+            if lacks_memory(error):
+                raise
             raise RecordError(f"{path}: {expected}, got {one_line(error)}; write it with dpldm sample") from None
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    if pixels.ndim != 4 or pixels.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
-        raise RecordError(
-            f"{path}: {expected}, got {pixels.dtype} of shape {pixels.shape} and {labels.dtype}; convert it"
-        )
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
+    if images is None or not np.issubdtype(labels.dtype, np.integer):
+        raise RecordError(f"{path}: {expected}, got {form.kind} of shape {form.shape} and {labels.dtype}; convert it")
     classes = torch.from_numpy(labels.astype(np.int64))
     try:
         check_images(images, classes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpldm.data.images import in_bytes
 from dpldm.method.compressor import Shape
 from dpldm.method.settings import SamplingSettings
 from dpldm.privacy.checks import PrivacyError
@@ -51,7 +52,7 @@ class RealImages(Baseline):
         missing = set(range(self.num_classes)) - set(labels.unique().tolist())
         if missing:
             raise ValueError(f"expected images of every class, got none of class {min(missing)}: add some")
-        self.images, self.labels = (images * 255).round().to(torch.uint8), labels
+        self.images, self.labels = in_bytes(images), labels
         yield 1
 
     def sample(self, labels: Tensor, seed: int, sampling: SamplingSettings | None = None) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dpldm.evaluation import protocol
@@ -33,7 +32,7 @@ from dpldm.records.schema import RecordError
 from dpldm.runs.experiment import Experiment, ExperimentError, Folders, Progress, derived_seed
 from dpldm.runs.job import SAMPLES, Job, prepare
 from dpldm.runs.missing import in_words, lacking
-from dpldm.runs.saved import save, write_grid
+from dpldm.runs.saved import draw, save, write_grid
 from dpldm.runs.words import UNCOVERED, statement
 
 
@@ -306,14 +305,11 @@ def _statement(job: Job, spent: Mapping[str, Any]) -> dict[str, Any]:
 def _samples(job: Job, spent: dict[str, Any], done: _Done, progress: Progress) -> Tensor:
     """The synthetic images as they are released, rounded to 8 bits: (N, C, H, W) in [0, 1]."""
     if SAMPLES not in done:
-        start, batches, drawn = time.monotonic(), [], 0
-        for batch in job.synthesizer.sample(job.labels, derived_seed(job.experiment.seed, "sampling")):
-            batches.append((batch * 255).round().to(torch.uint8))
-            drawn += len(batch)
-            progress.track(SAMPLES, drawn / len(job.labels))
-        seconds, images = time.monotonic() - start, torch.cat(batches)
-        names, said = job.train.class_names, _statement(job, spent)
-        save_images(job.images_path, images.float() / 255, job.labels, said, names)
+        start = time.monotonic()
+        images = draw(job.synthesizer, job.labels, job.experiment.seed, progress=progress)
+        seconds = time.monotonic() - start
+        save_images(job.images_path, images, job.labels, _statement(job, spent), job.train.class_names)
+        del images  # those of the file take its place
         done.keep(SAMPLES, seconds, {}, sha256=_sha256(job.images_path))
     return load_images(job.images_path)[0]
 

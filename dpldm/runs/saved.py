@@ -151,11 +151,26 @@ def sample(
     With the seed, labels and sampling settings of a run (None: those it was saved with) they are the images of that
     run.
     """
-    batches: list[Tensor] = []
-    for batch in saved.synthesizer.sample(labels, derived_seed(seed, "sampling"), sampling):
-        batches.append(batch)
-        (progress or Progress()).track(SAMPLES, sum(map(len, batches)) / len(labels))
-    return torch.cat(batches)
+    return draw(saved.synthesizer, labels, seed, sampling, progress)
+
+
+def draw(
+    synthesizer: Synthesizer,
+    labels: Tensor,
+    seed: int,
+    sampling: SamplingSettings | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The same of a synthesizer that was never saved; on the CPU, each batch put where it belongs, so that there is no
+    second copy of all."""
+    images, drawn = torch.empty(0), 0
+    for batch in synthesizer.sample(labels, derived_seed(seed, "sampling"), sampling):
+        if not drawn:
+            images = torch.empty(len(labels), *batch.shape[1:])
+        images[drawn : drawn + len(batch)] = batch
+        drawn += len(batch)
+        (progress or Progress()).track(SAMPLES, drawn / len(labels))
+    return images
 
 
 def labels_in_turn(wanted: str, n: int, names: Sequence[str]) -> Tensor:
