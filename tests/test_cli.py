@@ -40,9 +40,9 @@ def _one_commit() -> Iterator[None]:
         yield
 
 
-def save(path: Path, **changes: np.ndarray) -> Path:
+def save(path: Path, seed: int = 0, **changes: np.ndarray) -> Path:
     """An .npz of 12 x 12 grey bars in three classes, or with something wrong."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     labels = np.arange(600) % 3
     images = random.random((600, 12, 12)).astype(np.float32) / 2
     images[labels == 0, :, 5:7] += 0.4
@@ -65,9 +65,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `dpldm run` was run once; tests must not change it."""
     place = tmp_path_factory.mktemp("made")
     save(place / "bars.npz")
+    save(place / "test.npz", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert main(["run", "--data", "bars.npz", "--test-data", "bars.npz", *BUDGET, *SMALL]) == 0
+        assert main(["run", "--data", "bars.npz", "--test-data", "test.npz", *BUDGET, *SMALL]) == 0
     return place
 
 
@@ -98,7 +99,7 @@ def test_a_run_says_what_it_made(made: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.chdir(made)
     files.read(record_of(made))
     capsys.readouterr()
-    assert main(["run", "--data", "bars.npz", "--test-data", "bars.npz", *BUDGET, *SMALL]) == 0
+    assert main(["run", "--data", "bars.npz", "--test-data", "test.npz", *BUDGET, *SMALL]) == 0
     said = capsys.readouterr()
     assert "done earlier" in said.err
     for expected in ("200 synthetic images", "of 2 spent", "CNN", "FID", "seed 0", record_of(made).name):
@@ -210,6 +211,34 @@ def test_a_smoke_run_drops_no_rare_class(here: Path) -> None:
     assert main(["run", "--data", "rare.npz", *words]) == 0
     drawn, classes, _ = load_images(next(here.glob("runs/*/synthetic.npz")))
     assert (drawn[classes == 21] * 255).round().numpy().astype(np.uint8)[0, 0].tolist() == images[-1].tolist()
+
+
+def test_test_images_that_are_trained_on_are_refused_before_any_work(here: Path, capsys) -> None:
+    """Under whatever name, and also where nothing would be done."""
+    shutil.copyfile(save(here / "bars.npz"), here / "other.npz")
+    for name in ("bars.npz", "other.npz"):
+        for more in ([], ["--dry-run"]):
+            said = refused(capsys, "run", "--data", "bars.npz", "--test-data", name, *BUDGET, *SMALL, *more)
+            assert f"{name}: expected test images that are not trained on, got what is in bars.npz" in said
+    assert not list(here.glob("runs/**/*"))
+
+
+def test_shared_images_are_counted_for_their_owner_and_for_nobody_else(here: Path, capsys) -> None:
+    with np.load(save(here / "bars.npz")) as train, np.load(save(here / "test.npz", seed=1)) as test:
+        images, labels = test["images"], test["labels"]
+        images[100:137] = train["images"][[*range(41, 78)]][::-1] + 1e-6  # as floats that went through other hands
+    save(here / "test.npz", images=images, labels=labels)
+    words = ["--data", "bars.npz", *BUDGET, *SMALL, "--method", "class-gaussian", "--n-synthetic", "1000"]
+    assert main(["run", *words, "--test-data", "test.npz"]) == 0
+    said = capsys.readouterr()
+    (warning,) = [line for line in said.err.splitlines() if "among the training images" in line]
+    assert warning.startswith("warning: 37 of the 600 test images are also among the training images")
+    assert "training images" not in said.out
+    alone = next((here / "runs" / "records").glob("*.json")).read_text()
+    assert "37 of" not in alone
+    clean = save(here / "test.npz", seed=1)
+    assert main(["run", *words, "--test-data", str(clean)]) == 0
+    assert "among the training images" not in capsys.readouterr().err
 
 
 def test_a_full_disk_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -104,6 +104,11 @@ def load(experiment: Experiment, folders: Folders) -> tuple[ImageData, ImageData
         train = own.load_own(experiment.dataset, experiment.kind, experiment.resize)
         if experiment.test_data is not None:
             test = own.load_own(experiment.test_data, experiment.kind, experiment.resize)
+            if set(test.sha256.values()) & set(train.sha256.values()):
+                raise ExperimentError(
+                    f"{experiment.test_data}: expected test images that are not trained on, got what is in "
+                    f"{experiment.dataset}, by its checksum: give others, or none for a run that is not scored"
+                )
             if (test.image_shape, test.class_names) != (train.image_shape, train.class_names):
                 raise ExperimentError(
                     f"test images differ from the training images: expected {train.image_shape} and classes "

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dpldm.data.images import shared_images
 from dpldm.evaluation import protocol
 from dpldm.methods import Synthesizer
 from dpldm.privacy import statement as privacy_statement
@@ -125,6 +126,11 @@ def _introduce(job: Job, progress: Progress) -> None:
         )
     if own and job.test is not None:
         progress.say("warning: scores computed from real images are not covered by ε; keep them to yourself")
+    if own and job.test is not None and (shared := shared_images(job.test, job.train)):
+        progress.say(
+            f"warning: {shared:,} of the {len(job.test):,} test images are also among the training images: scores on "
+            "them say less of new images, so take them out of one of the two (for your eyes: no record has this number)"
+        )
     if own and job.test is None:
         progress.say("not scored: give real images with --test-data to measure accuracy and FID")
 
