@@ -92,6 +92,8 @@ def test_bands_begin_where_a_class_has_as_much_noise() -> None:
             below = {"ample": "tight", "tight": "scarce"}[name]
             assert recipes.band(least * 1.001, known, delta) == name
             assert recipes.band(least * 0.999, known, delta) == below
+    few = [recipes.band(3.0, replace(recipes.CHOSEN_ON, count=count)) for count in (60_000, 20_000, 6_000)]
+    assert few == ["ample", "tight", "scarce"]
     fewer = [recipes.band(1.0, replace(recipes.CHOSEN_ON, num_classes=classes)) for classes in (1, 2, 10)]
     assert fewer == ["tight"] * 3  # stage 1 sees all images, however few classes there are
 
