@@ -98,7 +98,7 @@ def least_useful_epsilon(known: Known, delta: float = 1e-5) -> float:
     and s are those of the recipe where ε is scarce. No image is looked at, so it can't tell how hard these images are.
 
     >>> round(least_useful_epsilon(CHOSEN_ON), 2)
-    0.17
+    0.16
     """
     settings = CELLS["none", "scarce"]
     mixture, dim = settings.mixture, min(settings.compression.pca.dim, math.prod(known.image_shape))
