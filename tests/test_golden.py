@@ -104,7 +104,7 @@ def test_recipes():
 
 @pytest.mark.parametrize("name", GOLDEN["fits"])
 def test_toy_fits(name):
-    # Sums of floats come out a little otherwise on another processor, and training and decompositions make more of that:
+    # Sums of floats come out a little otherwise on another processor, and training and decompositions make more of it:
     # up to 2.3 per cent was seen. Another seed or order changes all of a number.
     found, wanted = toy_fit(name), GOLDEN["fits"][name]
     assert list(found) == list(wanted)

@@ -273,6 +273,31 @@ def test_a_recorded_secure_run_is_not_forced_either_and_a_first_one_may_be(file:
     assert made(asked, tmp_path) == folder
 
 
+@pytest.mark.parametrize("what", [{"n_synthetic": 31}, {"epsilon": 1.0}, {"seed": 1}])
+def test_another_secure_run_on_the_same_images_says_that_budgets_add_up(what: dict, file: Path, tmp_path: Path) -> None:
+    """Whatever makes it another run, its noise is drawn anew."""
+    asked, said = described(file, "class-gaussian"), []
+
+    class Lines(Progress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    folder = made(asked, tmp_path)
+    other = store(tmp_path / "other.npz", *pictures(240, seed=1))
+    run(replace(asked, dataset=other, **what), folders_in(tmp_path), Lines())
+    assert not any("add up" in line for line in said)
+    copy = tmp_path / "renamed.npz"
+    copy.write_bytes(file.read_bytes())
+    run(replace(asked, dataset=copy, **what), folders_in(tmp_path), Lines())
+    spent = read(tmp_path / "records" / f"{folder.name}.json")["privacy"]["epsilon"]
+    (warned,) = (line for line in said if "add up" in line)
+    assert f"drawn from these images before ({folder.name}; together ε = {spent:.4g} at δ = 0.0001)" in warned
+    said.clear()
+    run(replace(asked, n_synthetic=32), folders_in(tmp_path), Lines())
+    (warned,) = (line for line in said if "add up" in line)
+    assert warned.count("class-gaussian-eps") == 2
+
+
 def test_what_costs_nothing_is_done_again(file: Path, tmp_path: Path) -> None:
     """Images follow from the model: drawn again they are the same, and no private image is read."""
     asked = described(file, "class-gaussian")

@@ -124,6 +124,8 @@ def _introduce(job: Job, progress: Progress) -> None:
             "warning: this run protects nobody: its noise follows from a seed of 32 bits, and whoever has the result "
             "can try them all; use --secure for a release"
         )
+    if own and spec is not None and spec.secure_mode and (before := _spent_before(job)):
+        progress.say(before)
     if own and job.test is not None:
         progress.say("warning: scores computed from real images are not covered by ε; keep them to yourself")
     if own and job.test is not None and (shared := shared_images(job.test, job.train)):
@@ -133,6 +135,32 @@ def _introduce(job: Job, progress: Progress) -> None:
         )
     if own and job.test is None:
         progress.say("not scored: give real images with --test-data to measure accuracy and FID")
+
+
+def _spent_before(job: Job) -> str:
+    """What secure runs recorded beside this one drew from the same private images, in a line; empty if none did. Noise
+    is drawn anew in each, whatever makes them differ, so whoever sees them all sees all that they spent."""
+    mine = {value for name, value in job.description["data_sha256"].items() if "(test, keyed)" not in name}
+    others, ledger = [], Ledger()
+    for path in sorted(job.record_path.parent.glob("[!.]*.json")):
+        if path.stem == job.unfinished.path.name:  # its fit is taken over
+            continue
+        try:
+            other = files.read(path)
+        except RecordError:
+            continue
+        if other["privacy"].get("secure_mode") is True and mine & set(other["data_sha256"].values()):
+            others.append(path.stem)
+            for mechanism in privacy_statement.from_record(other["privacy"]).mechanisms:
+                ledger.add(mechanism)
+    if not others:
+        return ""
+    delta = job.experiment.delta
+    return (
+        f"warning: secure runs have drawn from these images before ({', '.join(others)}; together ε = "
+        f"{ledger.epsilon(delta):.4g} at δ = {delta:g}), and this one draws anew: to whoever sees more than one, their "
+        "budgets add up"
+    )
 
 
 def _work(job: Job, progress: Progress, force: bool) -> dict[str, Any]:
