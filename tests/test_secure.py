@@ -273,7 +273,7 @@ def test_a_recorded_secure_run_is_not_forced_either_and_a_first_one_may_be(file:
     assert made(asked, tmp_path) == folder
 
 
-@pytest.mark.parametrize("what", [{"n_synthetic": 31}, {"epsilon": 1.0}, {"seed": 1}])
+@pytest.mark.parametrize("what", [{"epsilon": 1.0}, {"seed": 1}])
 def test_another_secure_run_on_the_same_images_says_that_budgets_add_up(what: dict, file: Path, tmp_path: Path) -> None:
     """Whatever makes it another run, its noise is drawn anew."""
     asked, said = described(file, "class-gaussian"), []
@@ -293,9 +293,54 @@ def test_another_secure_run_on_the_same_images_says_that_budgets_add_up(what: di
     (warned,) = (line for line in said if "add up" in line)
     assert f"drawn from these images before ({folder.name}; together ε = {spent:.4g} at δ = 0.0001)" in warned
     said.clear()
-    run(replace(asked, n_synthetic=32), folders_in(tmp_path), Lines())
+    run(replace(asked, n_synthetic=32), folders_in(tmp_path), Lines())  # shares the fit of the first, not the other's
     (warned,) = (line for line in said if "add up" in line)
-    assert warned.count("class-gaussian-eps") == 2
+    assert warned.count("class-gaussian-eps") == 1
+    assert folder.name not in warned
+
+
+@pytest.mark.parametrize("method", ["dpldm", "class-gaussian"])
+def test_a_secure_run_that_differs_in_scores_or_numbers_only_draws_no_noise_anew(
+    method: str, file: Path, tmp_path: Path
+) -> None:
+    """More images, scores and a renamed file need no second look at the private images: one fit, released once."""
+    asked, said = described(file, method), []
+
+    class Lines(Progress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    folder = made(asked, tmp_path)
+    spent = read(tmp_path / "records" / f"{folder.name}.json")["privacy"]
+    renamed = tmp_path / "renamed.npz"
+    renamed.write_bytes(file.read_bytes())
+    test_data = store(tmp_path / "test.npz", *pictures(240, seed=1))
+    for change in ({"n_synthetic": 31}, {"dataset": renamed}, {"n_synthetic": 150, "test_data": test_data}):
+        record = run(replace(asked, **change), folders_in(tmp_path), Lines())
+        other = tmp_path / "runs" / names.record_name(record).removesuffix(".json")
+        assert other != folder
+        assert record["privacy"] == spent
+        for stage in load_synthesizer(folder / "synthesizer.safetensors").synthesizer.stages:
+            assert (other / f"{stage}.safetensors").read_bytes() == (folder / f"{stage}.safetensors").read_bytes()
+    assert not any("add up" in line for line in said)
+
+
+def test_a_secure_run_takes_over_a_whole_fit_or_none(file: Path, tmp_path: Path) -> None:
+    """Where another run has drawn the first stage only, both would draw the others: their budgets add up."""
+    asked = described(file, "class-gaussian")
+    folder = made(asked, tmp_path)
+    last = load_synthesizer(folder / "synthesizer.safetensors").synthesizer.stages[-1]
+    (folder / f"{last}.safetensors").unlink()
+    said = []
+
+    class Lines(Progress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    record = run(replace(asked, n_synthetic=31), folders_in(tmp_path), Lines())
+    other = tmp_path / "runs" / names.record_name(record).removesuffix(".json")
+    assert (other / "compression.safetensors").read_bytes() != (folder / "compression.safetensors").read_bytes()
+    assert any("add up" in line for line in said)
 
 
 def test_what_costs_nothing_is_done_again(file: Path, tmp_path: Path) -> None:

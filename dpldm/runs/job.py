@@ -1,5 +1,7 @@
 """A checked experiment with what it works on: everything that can be refused is refused here, before the work."""
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,8 @@ SAMPLES = "samples"
 
 @dataclass(frozen=True)
 class Job:
-    """A checked experiment with what it works on. ``unfinished``: the stages of the run with the same fit whose images
-    are left as they are, which may be this one."""
+    """A checked experiment with what it works on. ``fit`` and ``drawn``: digests of all that decides the fit and the
+    images, which are the same in runs that differ in how these are scored."""
 
     experiment: Experiment
     settings: MethodSettings
@@ -46,7 +48,12 @@ class Job:
     description: dict[str, Any]
     record_path: Path
     stages: StageFolder
-    unfinished: StageFolder
+    fit: str
+    drawn: str
+
+    def made_of(self, stage: str) -> str:
+        """What tells a stage of the chain that ends in images from those of other runs."""
+        return self.drawn if stage == SAMPLES else self.fit
 
     @property
     def model_path(self) -> Path:
@@ -77,12 +84,33 @@ def prepare(experiment: Experiment, folders: Folders) -> Job:
             inception.find_inception_weights()
     description = describe(experiment, train, test, synthesizer, folders)
     record_path = folders.records / record_name(description)
-    plain = description["settings"] | {"synthesis": to_json(unfinished(experiment.settings))}
-    names = [record_path.name, record_name(description | {"settings": plain})]
-    stages = [StageFolder(folders.runs / Path(name).stem) for name in names]
+    stages = StageFolder(folders.runs / record_path.stem)
+    made_of = _decided_by(experiment, describe(experiment, train, None, synthesizer, folders), device)
     return Job(
-        experiment, experiment.settings, train, test, synthesizer, labels, device, description, record_path, *stages
+        experiment,
+        experiment.settings,
+        train,
+        test,
+        synthesizer,
+        labels,
+        device,
+        description,
+        record_path,
+        stages,
+        *made_of,
     )
+
+
+def _decided_by(experiment: Experiment, unscored: dict[str, Any], device: torch.device) -> tuple[str, str]:
+    """Digests of what decides the fit and the images of a run, told by its description without test images."""
+    images = unscored | {"profile": None, "device": str(device)}
+    fit = images | {
+        "dataset": None,  # what your own folder is called; the data are told by their checksums
+        "data_sha256": sorted(unscored["data_sha256"].values()),
+        "settings": unscored["settings"] | {"synthesis": to_json(unfinished(experiment.settings)), "n_synthetic": None},
+    }
+    texts = [json.dumps(facts, sort_keys=True) for facts in (fit, images)]
+    return hashlib.sha256(texts[0].encode()).hexdigest(), hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 def check(experiment: Experiment, folders: Folders = Folders()) -> Path:

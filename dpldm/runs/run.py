@@ -6,11 +6,8 @@ after the last of them and ends with the record of a run that was never interrup
 through `PrivateData`; the evaluation reads real images directly and is part of no guarantee.
 """
 
-import functools
 import hashlib
-import itertools
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -34,6 +31,7 @@ from dpldm.runs.experiment import Experiment, ExperimentError, Folders, Progress
 from dpldm.runs.job import SAMPLES, Job, prepare
 from dpldm.runs.missing import in_words, lacking
 from dpldm.runs.saved import draw, save, write_grid
+from dpldm.runs.sharing import spent_before, take_over
 from dpldm.runs.words import UNCOVERED, statement
 
 
@@ -124,7 +122,7 @@ def _introduce(job: Job, progress: Progress) -> None:
             "warning: this run protects nobody: its noise follows from a seed of 32 bits, and whoever has the result "
             "can try them all; use --secure for a release"
         )
-    if own and spec is not None and spec.secure_mode and (before := _spent_before(job)):
+    if own and spec is not None and spec.secure_mode and (before := spent_before(job)):
         progress.say(before)
     if own and job.test is not None:
         progress.say("warning: scores computed from real images are not covered by ε; keep them to yourself")
@@ -135,32 +133,6 @@ def _introduce(job: Job, progress: Progress) -> None:
         )
     if own and job.test is None:
         progress.say("not scored: give real images with --test-data to measure accuracy and FID")
-
-
-def _spent_before(job: Job) -> str:
-    """What secure runs recorded beside this one drew from the same private images, in a line; empty if none did. Noise
-    is drawn anew in each, whatever makes them differ, so whoever sees them all sees all that they spent."""
-    mine = {value for name, value in job.description["data_sha256"].items() if "(test, keyed)" not in name}
-    others, ledger = [], Ledger()
-    for path in sorted(job.record_path.parent.glob("[!.]*.json")):
-        if path.stem == job.unfinished.path.name:  # its fit is taken over
-            continue
-        try:
-            other = files.read(path)
-        except RecordError:
-            continue
-        if other["privacy"].get("secure_mode") is True and mine & set(other["data_sha256"].values()):
-            others.append(path.stem)
-            for mechanism in privacy_statement.from_record(other["privacy"]).mechanisms:
-                ledger.add(mechanism)
-    if not others:
-        return ""
-    delta = job.experiment.delta
-    return (
-        f"warning: secure runs have drawn from these images before ({', '.join(others)}; together ε = "
-        f"{ledger.epsilon(delta):.4g} at δ = {delta:g}), and this one draws anew: to whoever sees more than one, their "
-        "budgets add up"
-    )
 
 
 def _work(job: Job, progress: Progress, force: bool) -> dict[str, Any]:
@@ -182,8 +154,8 @@ def _work(job: Job, progress: Progress, force: bool) -> dict[str, Any]:
 
 def _drawn(job: Job, done: "_Done", progress: Progress, force: bool) -> tuple[Tensor, dict[str, Any]]:
     """Fit and draw, or what is left of it: the images, and what they spent."""
-    if not force:
-        _take_over(job)
+    if not force and not any(job.stages.has(stage) for stage in done.chain):
+        take_over(job, done.commit, progress)
     done.look(force)
     ledger = Ledger()
     for stage in job.synthesizer.stages:
@@ -226,16 +198,6 @@ def _parameters(synthesizer: Synthesizer) -> int:
     """How many numbers a fitted synthesizer is: weights, means, axes; all that it keeps of the images."""
     states = [synthesizer.state(stage) for stage in synthesizer.stages]
     return sum(tensor.numel() for state in states for tensor in state.values())
-
-
-def _take_over(job: Job) -> None:
-    """Begin with what the run without finished images has fitted, where this one has nothing yet."""
-    chain = job.synthesizer.stages
-    if job.unfinished.path == job.stages.path or any(job.stages.has(stage) for stage in chain):
-        return
-    for stage in itertools.takewhile(job.unfinished.has, chain):
-        copy = functools.partial(shutil.copyfile, job.unfinished.file(stage))
-        files.write_atomically(job.stages.file(stage), copy)
 
 
 class _Done:
@@ -299,6 +261,8 @@ class _Done:
     def keep(self, stage: str, seconds: float, tensors: dict[str, Tensor], **facts: Any) -> None:
         """Write a finished stage down, and read it back."""
         self.facts[stage] = {"seconds": round(seconds, 3), "commit": self.commit, **facts}
+        if stage in self.chain:
+            self.facts[stage]["made_of"] = self.job.made_of(stage)
         self.job.stages.save(stage, tensors, self.facts[stage])
         self.tensors[stage], self.facts[stage] = self.job.stages.load(stage)
         self.progress.say(f"{stage}: {numbers.duration(seconds)}")
