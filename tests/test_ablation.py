@@ -71,6 +71,7 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     contrasts = {name for name in ("finish", "last") if getattr(base, name).contrast}
     inked = "no-contrast" if contrasts else "contrast"
     sharp = "no-sharpening" if base.finish.sharpen else "sharpening"
+    level = "no-ground" if base.last.ground else "ground"
     lit = "contrast-of-half" if base.last.contrast_share == 1 else "contrast-of-all"
     judged = {"no-push" if base.selection.push else "push", "one-view" if base.selection.as_they_are else "two-views"}
     stage_1 = {"compression", "compression_share"}
@@ -78,7 +79,7 @@ def test_each_row_differs_from_the_default_in_what_it_says(profile, dataset, eps
     decoder = {"linear-decoder": {"compression"}} if refined else {"refined-decoder": stage_1}
     expected = {
         "default": set(), components: {"mixture"}, selection: {"selection", "mixture_share"},
-        transport: {"transport", "mixture_share"}, bent: {"last"},
+        transport: {"transport", "mixture_share"}, bent: {"last"}, level: {"last"},
         inked: contrasts or {"finish"}, sharp: {"finish"}, "no-floor": {"compression"},
         "half-dimensions": {"compression"}, "all-frequencies": {"compression"}, "more-gradients": {"mixture_share"},
         lit: {"last"}, **decoder, "autoencoder": stage_1, "public-autoencoder": {"compression"}, **matching,

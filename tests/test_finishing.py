@@ -116,6 +116,17 @@ def test_bending_keeps_range_and_paper():
     assert torch.equal(bend(blank, 1.0, seeded()), blank)
 
 
+def test_a_ground_is_even_below_its_level_and_untouched_above():
+    faint = torch.tensor([0.0, 0.02, 0.099, 0.1, 0.5, 1.0]).view(1, 1, 2, 3)
+    found = finish(faint, FinishSettings(ground=0.1), seeded())
+    assert found.flatten().tolist() == pytest.approx([0, 0, 0, 0.1, 0.5, 1])
+    inked = finish(faint, FinishSettings(ground=0.1, contrast=8.0), seeded())  # the ground first, then the contrast
+    torch.testing.assert_close(inked, raise_contrast(found, 8.0, 0.4))
+    for level in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="expected ground from 0 to below 1"):
+            FinishSettings(ground=level)
+
+
 def test_each_image_is_finished_by_itself():
     settings = FinishSettings(bend=1.0, contrast=10.0)
     images = torch.rand(4, 1, 12, 12, generator=seeded())

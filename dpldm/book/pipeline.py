@@ -43,6 +43,7 @@ STEPS = (
     Step("Pushed", "towards their class", "", "no-push"),
     Step("Bent", "strokes vary a little", "", "no-bend"),
     Step("Sharpened", "edges are crisp", "", "no-sharpening"),
+    Step("Even ground", "what is faint becomes black", "", "no-ground"),
     Step("Contrast", "ink is ink", "", "no-contrast"),
 )
 

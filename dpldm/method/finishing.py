@@ -1,8 +1,9 @@
 """What is known about a kind of image without looking at any, put into synthetic ones: post-processing, free of ε.
 
-Strokes of a pen may be bent a little and stay the same digit, ink is either there or not, and things have edges. A
-linear decoder knows none of it: it draws strokes grey and edges blurred, and of each shape only what the mixture's
-Gaussians span.
+Strokes of a pen may be bent a little and stay the same digit, ink is either there or not, and things have edges and
+stand on an even ground. A linear decoder knows none of it: it draws strokes grey and edges blurred, and of each shape
+only what the mixture's Gaussians span; and what moves and pushes images leaves a trace on the ground, too faint for the
+eye, in which decision trees find the label.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ class FinishSettings:
 
     bend: standard deviation, in pixels >= 0, of a smooth random displacement of the image, a new one for each.
     sharpen: how many times, >= 0, the differences of a pixel to its four neighbours are added to it (unsharp masking).
+    ground: grey in [0, 1) below which a pixel becomes 0.
     contrast: steepness >= 0 of a logistic curve through which every pixel goes; 0 for none, 15 is nearly ink or paper.
     middle: the grey, in (0, 1), that the curve pulls apart.
     contrast_share: share of the images, in (0, 1], that get the contrast; which ones is random where it is below 1.
@@ -34,6 +36,7 @@ class FinishSettings:
     middle: float = 0.4
     contrast_share: float = field(default=1.0, metadata={"unless_default": True})
     contrast_varies: bool = field(default=False, metadata={"unless_default": True})
+    ground: float = field(default=0.0, metadata={"unless_default": True})
 
     def __post_init__(self) -> None:
         if not (self.bend >= 0 and self.sharpen >= 0 and self.contrast >= 0 and 0 < self.middle < 1):
@@ -43,6 +46,8 @@ class FinishSettings:
             )
         if not 0 < self.contrast_share <= 1:
             raise ValueError(f"expected contrast_share in (0, 1], got {self.contrast_share}: 1 is every image")
+        if not 0 <= self.ground < 1:
+            raise ValueError(f"expected ground from 0 to below 1, got {self.ground}: use for example 0.1")
 
     @property
     def is_random(self) -> bool:
@@ -90,6 +95,7 @@ def finish(images: Tensor, settings: FinishSettings, random: torch.Generator) ->
         images = bend(images, settings.bend, random)
     if settings.sharpen > 0:
         images = sharpen(images, settings.sharpen)
+    images = images.where(images >= settings.ground, 0.0)
     if settings.contrast > 0:
         steepness: Tensor | float = settings.contrast
         if settings.contrast_varies:

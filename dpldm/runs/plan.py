@@ -135,7 +135,7 @@ def steps(settings: SynthesisSettings) -> Iterator[str]:
         yield line(
             shares["transport"], "edges: images are moved until their edges are like the private ones on average"
         )
-    done = {part for finish in (settings.finish, settings.last) for part in ("bend", "contrast", "sharpen")
+    done = {part for finish in (settings.finish, settings.last) for part in ("bend", "contrast", "ground", "sharpen")
             if getattr(finish, part)}  # fmt: skip
     told = f"finished by {', '.join(sorted(done))}" if done else "left as they come, as nothing is known of such images"
     yield f"free  images are {told}"

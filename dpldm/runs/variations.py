@@ -128,6 +128,8 @@ ROWS = (
     Row("no-sharpening", "edges not sharpened", lambda s: s.finish.sharpen > 0 and _shown(s),
         _inner("finish", sharpen=0.0)),
     Row("sharpening", "edges sharpened", lambda s: s.finish.sharpen == 0 and _shown(s), _inner("finish", sharpen=0.4)),
+    Row("no-ground", "ground left as it is", lambda s: s.last.ground > 0, _inner("last", ground=0.0)),
+    Row("ground", "even ground", lambda s: s.last.ground == 0, _inner("last", ground=0.1)),
     Row("no-contrast", "no contrast added", _contrasts,
         lambda s: _inner("last", contrast=0.0)(_inner("finish", contrast=0.0)(s))),
     Row("contrast", "contrast added", lambda s: not _contrasts(s), _inner("finish", contrast=10.0)),
