@@ -17,7 +17,7 @@ from dpldm.book import instruments
 from dpldm.evaluation import learners, protocol, two_sample
 from dpldm.evaluation.classifiers import Labelled
 from dpldm.evaluation.fidelity import memorisation
-from dpldm.evaluation.settings import JUDGES, LEARNERS
+from dpldm.evaluation.settings import CLASSIFIERS, JUDGES, LEARNERS
 
 CPU = torch.device("cpu")
 
@@ -282,3 +282,20 @@ def test_the_parts_give_the_keys_of_the_record_whatever_the_number_of_threads() 
     assert set(scores[0]["two_sample"]) == names
     assert all(0 <= one["low"] <= one["auc"] <= one["high"] <= 1 for one in scores[0]["two_sample"].values())
     assert max(told) == pytest.approx(1)
+
+
+def test_a_class_that_is_not_there_is_the_worst_of_every_learner_class_by_class() -> None:
+    """Every learner gets most images of the class wrong, and the rest of what it gets wrong is told apart from it."""
+    images, labels = left_out(toy(300, 0))
+    test = toy(180, 2)
+    settings = replace(TINY, cnn_epochs=6, mlp_epochs=6, logreg_epochs=6)
+    done = [part for part in protocol.PARTS if part not in (*LEARNERS, *CLASSIFIERS)]
+    parts = protocol.evaluation_parts(images, labels, toy(60, 3), test, settings, CPU, 1, done=done)
+    metrics = protocol.merge(scores for _, scores in parts)
+    counts = torch.bincount(test.labels, minlength=3).double()
+    for kind in (*LEARNERS, *CLASSIFIERS):
+        classes = torch.tensor(metrics["by_class"][kind], dtype=torch.float64)
+        assert classes.argmin() == 2
+        assert classes[2] < 0.4
+        seeds = metrics["learners"][kind]
+        assert float((classes * counts).sum() / counts.sum()) == pytest.approx(sum(seeds) / len(seeds))

@@ -111,8 +111,8 @@ def test_what_was_there_stays_and_is_not_scored_again(
     for name in ("_train_and_score", "fidelity", "inception_part"):
         monkeypatch.setattr(protocol, name, forbidden)
     asked: list[str] = []
-    learn = protocol.learner_accuracy
-    monkeypatch.setattr(protocol, "learner_accuracy", lambda kind, *rest: asked.append(kind) or learn(kind, *rest))
+    learn = protocol.learner_rights
+    monkeypatch.setattr(protocol, "learner_rights", lambda kind, *rest: asked.append(kind) or learn(kind, *rest))
     expected = [part for part in NEW if part not in ("knn", "two_sample_forest")]
     assert add_missing(path, folders, Lines()) == expected
     assert sorted(asked) == sorted(set(protocol.LEARNERS) - {"knn"})

@@ -211,20 +211,38 @@ def network_input(images: Tensor, device: torch.device) -> Tensor:
     return (images.to(device) * 2 - 1).contiguous(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def accuracy(
     network: nn.Module, images: Tensor, labels: Tensor, indices: Tensor | None = None, bfloat16: bool = False
 ) -> float:
     """Share of images (or of images[indices]) whose largest output is at their label, in [0, 1]."""
-    network.eval()
-    device = next(network.parameters()).device
     indices = torch.arange(len(images)) if indices is None else indices
-    right = 0
+    return share(guesses(network, images, indices, bfloat16) == labels[indices])
+
+
+@torch.no_grad()
+def guesses(network: nn.Module, images: Tensor, indices: Tensor, bfloat16: bool = False) -> Tensor:
+    """Where the largest output is for each of images[indices]: (M,)."""
+    network.eval()
+    device, found = next(network.parameters()).device, []
     for batch in indices.split(1000):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            guesses = network(network_input(images[batch], device)).argmax(1).cpu()
-        right += int((guesses == labels[batch]).sum())
-    return right / len(indices)
+            found.append(network(network_input(images[batch], device)).argmax(1).cpu())
+    return torch.cat(found)
+
+
+def share(right: Tensor) -> float:
+    """How many of (N,) truths are true, in [0, 1]."""
+    return int(right.sum()) / len(right)
+
+
+def share_by_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
+    """The same class by class; None for a class that no label (N,) names.
+
+    >>> share_by_class(torch.tensor([True, False, True]), torch.tensor([0, 0, 1]), 3)
+    [0.5, 1.0, None]
+    """
+    known = [right[labels == number] for number in range(num_classes)]
+    return [share(some) if len(some) else None for some in known]
 
 
 class Stopped(Exception):

@@ -15,8 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
-from dpldm.evaluation.classifiers import Labelled
+from dpldm.evaluation.classifiers import Labelled, share
 from dpldm.evaluation.fidelity import some_rows
 from dpldm.evaluation.settings import LabelledImages
 
@@ -48,9 +49,16 @@ def build_learner(kind: str, seed: int, components: int = COMPONENTS) -> Any:
 def learner_accuracy(
     kind: str, synthetic: Labelled, real_test: LabelledImages, seed: int, most: int = LEARNED_IMAGES
 ) -> float:
-    """Share of the real test images that a learner gets right which has seen at most ``most`` synthetic images.
+    """Share of the real test images that a learner gets right; see `learner_rights`."""
+    return share(learner_rights(kind, synthetic, real_test, seed, most))
 
-    Which ones, and what else is random, comes from `seed` alone. It works in one thread, so that its score does not
+
+def learner_rights(
+    kind: str, synthetic: Labelled, real_test: LabelledImages, seed: int, most: int = LEARNED_IMAGES
+) -> Tensor:
+    """Which of the real test images a learner gets right that has seen at most ``most`` synthetic images: (N,).
+
+    Which of those, and what else is random, comes from `seed` alone. It works in one thread, so that its score does not
     depend on the number of cores.
     """
     chosen = some_rows(torch.arange(len(synthetic.labels)), most, torch.Generator().manual_seed(seed))
@@ -58,4 +66,4 @@ def learner_accuracy(
     with threadpool_limits(1):
         learner = build_learner(kind, seed, min(COMPONENTS, *rows.shape)).fit(rows, labels)
         guesses = learner.predict(real_test.images.flatten(1).numpy())  # the only look at the test set
-    return float((guesses == real_test.labels.numpy()).mean())
+    return torch.from_numpy(guesses) == real_test.labels

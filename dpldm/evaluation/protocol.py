@@ -29,14 +29,16 @@ from dpldm.evaluation.classifiers import (
     Labelled,
     Stopped,
     TrainedClassifier,
-    accuracy,
     batch_count,
+    guesses,
+    share,
+    share_by_class,
     train_classifier,
     uses_bfloat16,
 )
 from dpldm.evaluation.fidelity import fidelity, memorisation
 from dpldm.evaluation.inception import INCEPTION_DIMENSIONS, find_inception_weights, inception_part
-from dpldm.evaluation.learners import learner_accuracy
+from dpldm.evaluation.learners import learner_rights
 from dpldm.evaluation.settings import CLASSIFIERS, EVALUATION, JUDGES, LEARNERS, EvaluationSettings, LabelledImages
 from dpldm.evaluation.two_sample import VIEWS, two_sample
 
@@ -164,7 +166,7 @@ def _parts(
                 images = (synthetic.images, real_train.images, real_test.images)
                 jobs[part] = [partial(memorisation, *images, settings.n_memorisation_images, seed, device)]
             elif part in LEARNERS:
-                jobs[part] = [partial(learner_accuracy, part, synthetic, real_test, seed)]
+                jobs[part] = [partial(learner_rights, part, synthetic, real_test, seed)]
             elif part in TWO_SAMPLE:
                 sides = (synthetic.images, real_test.images)
                 judge = TWO_SAMPLE[part]
@@ -173,10 +175,10 @@ def _parts(
                 ]
         for part, results in _in_parallel(jobs, device, reporter):
             if part in CLASSIFIERS:
-                yield part, _usefulness_metrics(part, results, settings, device)
+                yield part, _usefulness_metrics(part, results, real_test, settings, device)
             else:
                 reporter.add(_WORK[part], part)
-                yield part, _other_metrics(part, results)
+                yield part, _other_metrics(part, results, real_test)
         if "fid_inception" in todo:
             yield "fid_inception", inception_part(synthetic.images, real_test.images, settings, weights, device, seed)
 
@@ -248,38 +250,49 @@ def _train_and_score(
     device: torch.device,
     seed: int,
     reporter: _Reporter,
-) -> tuple[float, TrainedClassifier]:
-    """(accuracy on the real test set, the classifier); the last line is the only look at the test set."""
-    share = _WORK[kind] / batch_count(round((1 - VALIDATION_SHARE) * len(synthetic.labels)), settings)
+) -> tuple[Tensor, TrainedClassifier]:
+    """(which of the real test images it gets right, the classifier); the last line is the only look at the test set."""
+    part = _WORK[kind] / batch_count(round((1 - VALIDATION_SHARE) * len(synthetic.labels)), settings)
 
     def on_batch() -> None:
-        reporter.add(share, kind)
+        reporter.add(part, kind)
         reporter.check()
 
     count = real_test.num_classes
     trained = train_classifier(kind, synthetic.images, synthetic.labels, count, settings, device, seed, on_batch)
-    return accuracy(trained.network, real_test.images, real_test.labels), trained
+    everyone = torch.arange(len(real_test.labels))
+    return guesses(trained.network, real_test.images, everyone) == real_test.labels, trained
 
 
 def _usefulness_metrics(
-    kind: str, results: list[tuple[float, TrainedClassifier]], settings: EvaluationSettings, device: torch.device
+    kind: str,
+    results: list[tuple[Tensor, TrainedClassifier]],
+    real_test: LabelledImages,
+    settings: EvaluationSettings,
+    device: torch.device,
 ) -> dict[str, Any]:
     chosen = [
         {"epoch": trained.epoch, "synthetic_validation_accuracy": trained.validation_accuracy} for _, trained in results
     ]
     arithmetic = "bfloat16" if kind == "cnn" and settings.bfloat16 and uses_bfloat16(device) else "float32"
-    scores = [score for score, _ in results]
+    learned = _learned(kind, [right for right, _ in results], real_test)
     return {
-        "accuracy": {kind: scores},
-        "learners": {kind: scores},
+        "accuracy": learned["learners"],
+        **learned,
         "selection": {kind: chosen},
         "arithmetic": {kind: arithmetic},
     }
 
 
-def _other_metrics(part: str, results: list[Any]) -> dict[str, Any]:
+def _learned(kind: str, rights: list[Tensor], real_test: LabelledImages) -> dict[str, Any]:
+    """Accuracy of each seed, and of every class over all seeds, from which test images a seed gets right."""
+    classes = share_by_class(torch.cat(rights), real_test.labels.repeat(len(rights)), real_test.num_classes)
+    return {"learners": {kind: [share(right) for right in rights]}, "by_class": {kind: classes}}
+
+
+def _other_metrics(part: str, results: list[Any], real_test: LabelledImages) -> dict[str, Any]:
     if part in LEARNERS:
-        return {"learners": {part: results}}
+        return _learned(part, results, real_test)
     if part in TWO_SAMPLE:
         return {"two_sample": {f"{TWO_SAMPLE[part]}{view}": one for view, one in zip(VIEWS, results, strict=True)}}
     return results[0] if part == "fidelity" else {part: results[0]}

@@ -64,6 +64,10 @@ _FRACTIONS: Check = (
     "a list of numbers from 0 to 1, one per classifier seed",
     lambda value: is_list(value) and all(_FRACTION[1](item) for item in value),
 )
+_CLASSES: Check = (
+    "a list of numbers from 0 to 1 or nulls, one per class",
+    lambda value: is_list(value) and all(item is None or _FRACTION[1](item) for item in value),
+)
 _DELTA: Check = ("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1)
 _COUNT: Check = ("a whole number, 1 or more", lambda value: _is_whole(value) and value >= 1)
 # A Fréchet distance of two nearly equal sets may come out a hair below zero.
@@ -121,7 +125,7 @@ _METRICS: dict[str, Check] = {
 }
 _PARAMETERS: Check = ("a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
 _OPTIONAL_METRICS: dict[str, Check] = {"parameters": _PARAMETERS} | dict.fromkeys(
-    ("learners", "two_sample", "peers"), _OBJECT
+    ("learners", "by_class", "two_sample", "peers"), _OBJECT
 )
 _PEERS: dict[str, Check] = {"accuracy": _OBJECT} | dict.fromkeys(("best", "mean"), _FRACTION)
 _TWO_SAMPLE: dict[str, Check] = dict.fromkeys(("auc", "low", "high"), _FRACTION)
@@ -217,6 +221,8 @@ def validate(record: Mapping[str, Any]) -> None:
     check_fields("metrics.", metrics, _METRICS | optional)
     learners, accuracy = metrics.get("learners", {}), metrics["accuracy"]
     check_fields("metrics.learners.", learners, dict.fromkeys(learners, _FRACTIONS))
+    classes = metrics.get("by_class", {})
+    check_fields("metrics.by_class.", classes, dict.fromkeys(classes, _CLASSES))
     for name, measured in metrics.get("two_sample", {}).items():
         check_fields("metrics.two_sample.", {name: measured}, {name: _OBJECT})
         check_fields(f"metrics.two_sample.{name}.", measured, _TWO_SAMPLE)
