@@ -284,9 +284,8 @@ def test_the_parts_give_the_keys_of_the_record_whatever_the_number_of_threads() 
     assert max(told) == pytest.approx(1)
 
 
-def test_a_class_that_is_not_there_is_the_worst_of_every_learner_class_by_class() -> None:
-    """Every learner gets most images of the class wrong, and the rest of what it gets wrong is told apart from it."""
-    images, labels = left_out(toy(300, 0))
+def test_class_by_class_every_learner_shows_which_labels_are_swapped() -> None:
+    images, labels = swapped(toy(300, 0))
     test = toy(180, 2)
     settings = replace(TINY, cnn_epochs=6, mlp_epochs=6, logreg_epochs=6)
     done = [part for part in protocol.PARTS if part not in (*LEARNERS, *CLASSIFIERS)]
@@ -295,7 +294,7 @@ def test_a_class_that_is_not_there_is_the_worst_of_every_learner_class_by_class(
     counts = torch.bincount(test.labels, minlength=3).double()
     for kind in (*LEARNERS, *CLASSIFIERS):
         classes = torch.tensor(metrics["by_class"][kind], dtype=torch.float64)
-        assert classes.argmin() == 2
-        assert classes[2] < 0.4
+        assert classes[0] > 0.9
+        assert classes[1:].max() < 0.1
         seeds = metrics["learners"][kind]
         assert float((classes * counts).sum() / counts.sum()) == pytest.approx(sum(seeds) / len(seeds))
