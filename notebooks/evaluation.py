@@ -147,7 +147,16 @@ style.captioned(
 )
 
 # %% [markdown]
-# Of what real images teach them, synthetic ones teach {glue:text}`shares`.
+# Of what real images teach them, synthetic ones teach {glue:text}`shares`. An average over classes can hide a class that is not
+# there, so here is every class by itself:
+
+# %%
+classes = instruments.classes_table(metrics, test.class_names)
+glue("hardest", instruments.hardest_in_words(metrics, test.class_names), display=False)
+style.captioned((100 * classes).round(1), "Accuracy on the real test images of each class (%), after synthetic ones.")
+
+# %% [markdown]
+# {glue:text}`hardest`
 #
 # ## Can they be told from real ones?
 #

@@ -29,7 +29,7 @@ import torch
 from IPython.display import HTML, Markdown
 from myst_nb import glue
 
-from dpldm.book import comparison, headline, ingredients, pipeline, published, series, style, targets
+from dpldm.book import comparison, headline, ingredients, instruments, pipeline, published, series, style, targets
 from dpldm.book.samples import real_beside_synthetic
 from dpldm.data import datasets
 from dpldm.records import numbers
@@ -105,6 +105,16 @@ glue("figure_html", HTML(style.as_html(figure, text)), display=True)
 standing = headline.standing_in_words(points)
 glue("standing", standing, display=False)
 Markdown(standing)
+
+# %% [markdown]
+# A CNN is the learner that the settings were chosen by. What others learn from the images of this build, beside as many real
+# ones:
+
+# %%
+yardsticks = [one for one in committed if one["method"] == "real" and one["profile"] == drawn]
+kept = instruments.keeps_in_words(metrics, yardsticks[0]["metrics"] if yardsticks else {}, train.class_names)
+glue("kept", kept, display=False)
+Markdown(kept)
 
 # %% [markdown]
 # ## The table

@@ -10,6 +10,8 @@ from dpldm.book.words import with_decimal
 from dpldm.evaluation.peers import FULL, PROTOCOL
 from dpldm.runs.words import JUDGES, LEARNERS
 
+ALL_LEARNERS = {"cnn": "CNN", "mlp": "MLP", "logreg": "logistic regression"} | LEARNERS
+
 
 def learners_table(metrics: Mapping[str, Any], real: Mapping[str, float]) -> pd.DataFrame:
     """A row for each learner: its accuracy on real test images after synthetic and after real ones, and the share.
@@ -41,6 +43,56 @@ def shares_in_words(table: pd.DataFrame) -> str:
         return "a share that was not measured"
     least, most = (f"{100 * shares[name]:.1f} % ({name})" for name in (shares.idxmin(), shares.idxmax()))
     return f"from {least} to {most}"
+
+
+def keeps_in_words(metrics: Mapping[str, Any], real: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """What synthetic images keep of what real ones teach, over all learners, and the class that a CNN knows worst.
+
+    Args:
+        metrics, real: of two records, of synthetic and of as many real images; either may lack what is asked for.
+        class_names: in the order of the labels.
+
+    >>> metrics = {"learners": {"cnn": [0.9], "knn": [0.6]}, "by_class": {"cnn": [0.95, 0.85]}}
+    >>> said = keeps_in_words(metrics, {"learners": {"cnn": [1.0], "knn": [0.75]}}, ["cat", "dog"])
+    >>> print(said.replace(". ", ".\\n"))
+    Of what real images teach 2 kinds of learners, these keep 85.0 % on average, the least with 3-NN: 80.0 %.
+    A CNN is right least often about dog: 85.0 %.
+    """
+    known = [name for name in ALL_LEARNERS if all(side.get("learners", {}).get(name) for side in (metrics, real))]
+    mean = {name: [sum(side["learners"][name]) / len(side["learners"][name]) for side in (metrics, real)]
+            for name in known}  # fmt: skip
+    kept = pd.Series({ALL_LEARNERS[name]: ours / theirs for name, (ours, theirs) in mean.items()}, dtype=float)
+    said = []
+    if len(kept):
+        said.append(
+            f"Of what real images teach {len(kept)} kinds of learners, these keep {100 * kept.mean():.1f} % on "
+            f"average, the least with {kept.idxmin()}: {100 * kept.min():.1f} %."
+        )
+    return " ".join(filter(None, [*said, hardest_in_words(metrics, class_names)]))
+
+
+def classes_table(metrics: Mapping[str, Any], class_names: Sequence[str]) -> pd.DataFrame:
+    """A row for each learner of a record that was asked class by class, with a column for each class: its accuracy.
+
+    >>> classes_table({"by_class": {"knn": [1.0, 0.5]}}, ["cat", "dog"]).loc["3-NN"].tolist()
+    [1.0, 0.5]
+    """
+    asked = metrics.get("by_class", {})
+    rows = {name: asked[kind] for kind, name in ALL_LEARNERS.items() if kind in asked}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(class_names), dtype=float)
+
+
+def hardest_in_words(metrics: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """The class that a CNN knows worst; empty where a record is from before it was asked.
+
+    >>> hardest_in_words({"by_class": {"cnn": [0.95, 0.85]}}, ["cat", "dog"])
+    'A CNN is right least often about dog: 85.0 %.'
+    """
+    classes = classes_table(metrics, class_names)
+    if "CNN" not in classes.index:
+        return ""
+    right = classes.loc["CNN"].dropna()
+    return f"A CNN is right least often about {right.idxmin()}: {100 * right.min():.1f} %."
 
 
 def judges_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
