@@ -103,7 +103,7 @@ def run(words: list[str], place: Path, **environment: str) -> str:
     """A line as printed, at smoke size, with the name of the last run for NAME."""
     made = max((place / "runs").glob("*/synthesizer.safetensors"), key=lambda path: path.stat().st_mtime, default=None)
     words = [word.replace("NAME", made.parent.name) if made else word for word in words]
-    sized = ["--profile", "smoke"] if words[0] in SIZED and "--profile" not in words else []
+    sized = ["--profile", "smoke"] if words[0] in SIZED else []  # the last one counts
     paths = {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dpldm", *words, *sized]
     done = subprocess.run(command, cwd=place, env=os.environ | paths | environment, capture_output=True, text=True)
