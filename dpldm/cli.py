@@ -247,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     source = run.add_mutually_exclusive_group()
-    source.add_argument("--dataset", metavar="NAME", help="mnist (default), fashion_mnist or letters")
+    source.add_argument("--dataset", metavar="NAME", help="mnist (default), fashion_mnist, letters, things or things64")
     source.add_argument("--data", type=Path, metavar="PATH", help="your own images: .npz, or a folder per class")
     run.add_argument(
         "--kind", default="none", metavar="WORD", help=f"what your own images show: {', '.join(KINDS)} (default none)"
@@ -308,7 +308,9 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("file", type=Path, nargs="?", metavar="FILE", help=".npz with `images` and `labels`")
-    evaluate.add_argument("--dataset", metavar="NAME", help="of FILE: mnist, fashion_mnist or letters")
+    evaluate.add_argument(
+        "--dataset", metavar="NAME", help="of FILE: mnist, fashion_mnist, letters, things or things64"
+    )
     evaluate.add_argument("--profile", metavar="NAME", help="of FILE: smoke, quick (default) or paper")
     evaluate.add_argument("--seed", type=int, metavar="N", help="of FILE: of the classifiers (default 0)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all scores there")
@@ -333,7 +335,7 @@ def _add_records(records: argparse.ArgumentParser) -> None:
 
 def _add_data(data: argparse.ArgumentParser) -> None:
     data.add_argument("action", nargs="?", choices=("list", "fetch", "verify"), default="list")
-    data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist, letters")
+    data.add_argument("names", nargs="*", metavar="NAME", help="mnist, fashion_mnist, letters, things, things64")
 
 
 def _add_publish(publish: argparse.ArgumentParser) -> None:

@@ -455,7 +455,9 @@ def test_what_is_suggested_is_what_the_command_takes(here: Path, capsys: pytest.
         assert refused(capsys, command, "--dataset", "MNIST").endswith("unknown dataset 'MNIST': did you mean mnist?")
         assert refused(capsys, command, "--dataset", "Fashion-MNIST").endswith("did you mean fashion_mnist?")
     assert refused(capsys, "run", "--dataset", "cats").endswith("or your own images with --data PATH")
-    assert refused(capsys, "book", "--dataset", "cats").endswith("expected mnist or fashion_mnist or letters")
+    assert refused(capsys, "book", "--dataset", "cats").endswith(
+        "expected mnist or fashion_mnist or letters or things or things64"
+    )
 
 
 def test_privacy_explains_a_record(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The known data sets: MNIST and Fashion-MNIST, and letters, made here from fonts, on which nothing was tuned.
+"""The known data sets: MNIST and Fashion-MNIST, and letters and things, made here, on which nothing was tuned.
 
 They are kept as raw IDX files where torchvision expects them (`<folder>/MNIST/raw/train-images-idx3-ubyte`, …), and
 every file is compared with its SHA-256 each time before use.
@@ -6,14 +6,16 @@ every file is compared with its SHA-256 each time before use.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from dpldm.data import letters
+from dpldm.data import letters, things
 from dpldm.data.fetch import (
     DEBIAN_PACKAGE,
     WHEEL,
@@ -30,13 +32,17 @@ from dpldm.data.fetch import (
 )
 from dpldm.data.images import DataError, ImageData, Known, check
 
+SPLITS = {"train": "train", "test": "t10k"}  # and how the names of its files begin
+LABELS_HEADER = 8  # bytes before the first label
+
 
 @dataclass(frozen=True)
 class Dataset:
     """A known data set. folder: the name torchvision gives to its class and its folder. sha256: by raw file name.
 
     kind: what its images show, of `dpldm.data.kinds.KINDS`. tuned_on: whether any setting of the recipes was chosen by
-    what it does on its training images. counts: images to train with and to test on."""
+    what it does on its training images. counts: images to train with and to test on. image_shape: of each image,
+    (channels, height, width)."""
 
     name: str
     kind: str
@@ -48,20 +54,36 @@ class Dataset:
     sha256: dict[str, str]
     fallback: Source
     counts: tuple[int, int] = (60_000, 10_000)
+    image_shape: tuple[int, int, int] = (1, 28, 28)
 
     @property
     def known(self) -> Known:
         """What is publicly known of its training images."""
-        return Known(self.counts[0], (1, 28, 28), len(self.class_names), self.kind)
+        return Known(self.counts[0], self.image_shape, len(self.class_names), self.kind)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of the raw files by name: 16 or 8 of header, then one per pixel or label."""
+        """Bytes of the raw files by name: four of header and four more for each dimension, then one for each number."""
         sizes = {}
-        for prefix, count in zip(("train", "t10k"), self.counts, strict=True):
-            sizes[f"{prefix}-images-idx3-ubyte"] = 16 + count * 28 * 28
-            sizes[f"{prefix}-labels-idx1-ubyte"] = 8 + count
+        for split, count in zip(SPLITS, self.counts, strict=True):
+            images, labels = self.files(split)
+            sizes[images] = self.header + count * math.prod(self.image_shape)
+            sizes[labels] = LABELS_HEADER + count
         return sizes
+
+    @property
+    def _dimensions(self) -> int:
+        return 3 if self.image_shape[0] == 1 else 4  # colours have one of their own, the last
+
+    @property
+    def header(self) -> int:
+        """Bytes before the first pixel."""
+        return 4 + 4 * self._dimensions
+
+    def files(self, split: str) -> tuple[str, str]:
+        """Names of the raw files of a split: images, labels."""
+        prefix = SPLITS[split]
+        return f"{prefix}-images-idx{self._dimensions}-ubyte", f"{prefix}-labels-idx1-ubyte"
 
     def sources(self) -> list[Source]:
         """Where to fetch from, in this order: torchvision's mirrors, if it has the set, then what gives the same bytes:
@@ -101,10 +123,9 @@ def load(name: str, split: str, folder: Path | str | None = None, download: bool
     Source of the sets: LeCun, Cortes and Burges, 1998 (MNIST); Xiao, Rasul and Vollgraf, 2017 (Fashion-MNIST).
     """
     dataset = _known(name)
-    prefix = {"train": "train", "test": "t10k"}.get(split)
-    if prefix is None:
+    if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: expected train or test")
-    image_file, label_file = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+    image_file, label_file = dataset.files(split)
     raw = _raw_folder(dataset, folder)
     if download and not all((raw / file_name).exists() for file_name in (image_file, label_file)):
         fetch(name, folder)
@@ -112,11 +133,12 @@ def load(name: str, split: str, folder: Path | str | None = None, download: bool
         problem = _problem(dataset, file_name, raw)
         if problem:
             raise DataError(f"{problem}: run `dpldm data fetch {name}`")
-    # torchvision's readers and not its MNIST class, which prefers an old `processed` folder to the files just checked
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    images = read_image_file(str(raw / image_file)).unsqueeze(1).to(torch.float32).div_(255)
-    labels = read_label_file(str(raw / label_file))
+    # Read here, and not by torchvision: its readers know no colours, and its MNIST class prefers an old `processed`
+    # folder to the files just checked.
+    channels, height, width = dataset.image_shape
+    pixels = np.fromfile(raw / image_file, np.uint8, offset=dataset.header).reshape(-1, height, width, channels)
+    images = torch.from_numpy(pixels).movedim(3, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    labels = torch.from_numpy(np.fromfile(raw / label_file, np.uint8, offset=LABELS_HEADER)).long()
     sums = {file_name: dataset.sha256[file_name] for file_name in (image_file, label_file)}
     return check(ImageData(name, images, labels, dataset.class_names, sums, dataset.kind))
 
@@ -212,6 +234,29 @@ def _problem(dataset: Dataset, file_name: str, raw: Path) -> str | None:
         return f"{raw / file_name} is absent"
 
 
+def _things(name: str, side: int, train_sum: str, test_sum: str) -> Dataset:
+    """``train_sum``, ``test_sum``: SHA-256 of the images; the labels are the same at any size."""
+    sha256 = {
+        "train-images-idx4-ubyte": train_sum,
+        "train-labels-idx1-ubyte": "d652560d3802c1934e13b87f3c8b2b219971d94a2afe152c9f5ad1afb6533aed",
+        "t10k-images-idx4-ubyte": test_sum,
+        "t10k-labels-idx1-ubyte": "c639de7680ff1eef3183124d1226619868a57e12a0f699b108724dd4184a1357",
+    }
+    return Dataset(
+        name=name,
+        kind="object",
+        tuned_on=False,
+        folder=name.capitalize(),
+        licence="CC0 1.0",
+        homepage="https://creativecommons.org/publicdomain/zero/1.0/",
+        class_names=things.CLASSES,
+        sha256=sha256,
+        fallback=Source("numbers that follow from a seed, drawn here", things.give(side)),
+        counts=things.COUNTS,
+        image_shape=(3, side, side),
+    )
+
+
 DATASETS: dict[str, Dataset] = {
     "mnist": Dataset(
         name="mnist",
@@ -272,5 +317,17 @@ DATASETS: dict[str, Dataset] = {
         },
         fallback=Source(f"fonts of {len(letters.PACKAGES)} Debian packages, drawn here", letters.give),
         counts=letters.COUNTS,
+    ),
+    "things": _things(
+        "things",
+        32,
+        "5f446bf257b2133d08d597c9c9d23b704d2f7ac00b4b141274424bffdd5c0a13",
+        "adc76d1a30dc232c0e95658fc93f3db849904d3933e52b99d405d2873f37bf03",
+    ),
+    "things64": _things(
+        "things64",
+        64,
+        "d890f44c5e6a19b78e6ce889e53644cd091988b1dbf79628254199069c8ba0a2",
+        "f5b18c71ac838ff80cb6ccb4d69fd414fefec1499158895fccd8f61c71dc15d0",
     ),
 }
