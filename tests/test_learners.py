@@ -204,7 +204,7 @@ def test_what_is_kept_is_told_for_the_learners_that_both_records_have() -> None:
     ours = {"learners": {"cnn": [0.9, 0.7], "knn": [0.6], "svm": [0.5]}, "by_class": {"cnn": [None, 0.9, 0.8]}}
     theirs = {"learners": {"cnn": [1.0], "knn": [0.6], "mlp": [0.9]}}
     said = instruments.keeps_in_words(ours, theirs, ["cat", "dog", "owl"])
-    assert "2 kinds of learners, these keep 90.0 % on average, the least with CNN: 80.0 %" in said
+    assert "2 kinds of learners, the images above keep 90.0 % on average, the least with CNN: 80.0 %" in said
     assert said.endswith("A CNN is right least often about owl: 80.0 %.")
     assert instruments.keeps_in_words({}, theirs, ["cat"]) == ""
     assert "learners" not in instruments.keeps_in_words(ours, {}, ["cat", "dog", "owl"])

@@ -55,7 +55,7 @@ def keeps_in_words(metrics: Mapping[str, Any], real: Mapping[str, Any], class_na
     >>> metrics = {"learners": {"cnn": [0.9], "knn": [0.6]}, "by_class": {"cnn": [0.95, 0.85]}}
     >>> said = keeps_in_words(metrics, {"learners": {"cnn": [1.0], "knn": [0.75]}}, ["cat", "dog"])
     >>> print(said.replace(". ", ".\\n"))
-    Of what real images teach 2 kinds of learners, these keep 85.0 % on average, the least with 3-NN: 80.0 %.
+    Of what real images teach 2 kinds of learners, the images above keep 85.0 % on average, the least with 3-NN: 80.0 %.
     A CNN is right least often about dog: 85.0 %.
     """
     known = [name for name in ALL_LEARNERS if all(side.get("learners", {}).get(name) for side in (metrics, real))]
@@ -65,8 +65,8 @@ def keeps_in_words(metrics: Mapping[str, Any], real: Mapping[str, Any], class_na
     said = []
     if len(kept):
         said.append(
-            f"Of what real images teach {len(kept)} kinds of learners, these keep {100 * kept.mean():.1f} % on "
-            f"average, the least with {kept.idxmin()}: {100 * kept.min():.1f} %."
+            f"Of what real images teach {len(kept)} kinds of learners, the images above keep "
+            f"{100 * kept.mean():.1f} % on average, the least with {kept.idxmin()}: {100 * kept.min():.1f} %."
         )
     return " ".join(filter(None, [*said, hardest_in_words(metrics, class_names)]))
 
