@@ -19,8 +19,8 @@ for each part:
   contrast was chosen by scores. Bending garments costs some; a little sharpening helps them. Contrast at the very end
   brings garments nearer to the real ones and costs the CNN more the longer it is trained; half of them with it and half
   without, or where ε is tight an amount of its own for each, teach more than either. An object stands on an even
-  ground, on which moving edges and pushing leave a trace too faint to see: without it trees learn more and the distance
-  falls, on images of two seeds, and no other learner loses. Matched decoders leave no such trace.
+  ground, on which moving edges and pushing leave a trace too faint to see: made even again, trees learn more and the
+  distance falls, with two seeds, and other learners change by no more than chance. Where nothing is pushed it is off.
 """
 
 import math

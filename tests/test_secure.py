@@ -325,6 +325,21 @@ def test_a_secure_run_that_differs_in_scores_or_numbers_only_draws_no_noise_anew
     assert not any("add up" in line for line in said)
 
 
+def test_a_secure_run_that_is_forced_shares_no_fit_and_says_so(file: Path, tmp_path: Path) -> None:
+    asked, said = described(file, "class-gaussian"), []
+
+    class Lines(Progress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    folder = made(asked, tmp_path)
+    record = run(replace(asked, n_synthetic=31), folders_in(tmp_path), Lines(), force=True)
+    other = tmp_path / "runs" / names.record_name(record).removesuffix(".json")
+    assert (other / "compression.safetensors").read_bytes() != (folder / "compression.safetensors").read_bytes()
+    (warned,) = (line for line in said if "add up" in line)
+    assert folder.name in warned
+
+
 def test_a_secure_run_takes_over_a_whole_fit_or_none(file: Path, tmp_path: Path) -> None:
     """Where another run has drawn the first stage only, both would draw the others: their budgets add up."""
     asked = described(file, "class-gaussian")

@@ -23,11 +23,15 @@ def learners_table(metrics: Mapping[str, Any], real: Mapping[str, float]) -> pd.
     >>> learners_table({"learners": {"knn": [0.75, 0.25]}}, {"knn": 1.0}).loc["3-NN"].tolist()
     [0.5, 1.0, 0.5]
     """
-    learned = {kind: values for kind, values in metrics.get("learners", {}).items() if values}
-    means = {kind: sum(learned[kind]) / len(learned[kind]) if kind in learned else math.nan for kind in LEARNERS}
-    rows = [(means[kind], real.get(kind, math.nan)) for kind in LEARNERS]
+    means = _means(metrics)
+    rows = [(means.get(kind, math.nan), real.get(kind, math.nan)) for kind in LEARNERS]
     frame = pd.DataFrame(rows, index=list(LEARNERS.values()), columns=["synthetic", "real"])
     return frame.assign(share=frame["synthetic"] / frame["real"])
+
+
+def _means(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Learner → accuracy over its seeds, of a record that may have none."""
+    return {kind: sum(values) / len(values) for kind, values in metrics.get("learners", {}).items() if values}
 
 
 def shares_in_words(table: pd.DataFrame) -> str:
@@ -58,10 +62,11 @@ def keeps_in_words(metrics: Mapping[str, Any], real: Mapping[str, Any], class_na
     Of what real images teach 2 kinds of learners, the images above keep 85.0 % on average, the least with 3-NN: 80.0 %.
     A CNN is right least often about dog: 85.0 %.
     """
-    known = [name for name in ALL_LEARNERS if all(side.get("learners", {}).get(name) for side in (metrics, real))]
-    mean = {name: [sum(side["learners"][name]) / len(side["learners"][name]) for side in (metrics, real)]
-            for name in known}  # fmt: skip
-    kept = pd.Series({ALL_LEARNERS[name]: ours / theirs for name, (ours, theirs) in mean.items()}, dtype=float)
+    ours, theirs = _means(metrics), _means(real)
+    kept = pd.Series(
+        {name: ours[kind] / theirs[kind] for kind, name in ALL_LEARNERS.items() if kind in ours and kind in theirs},
+        dtype=float,
+    )
     said = []
     if len(kept):
         said.append(

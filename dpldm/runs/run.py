@@ -54,7 +54,8 @@ def run(
 
     Beside the record there is a sample grid (`.png`); the folder `runs/<name of the record>` has the finished stages,
     the synthesizer (`synthesizer.safetensors`) and the images (`synthetic.npz`). A run whose record exists is not made
-    again, and one that is being made by another process is waited for, so that nothing is drawn twice.
+    again, and one that is being made by another process is waited for, so that nothing is drawn twice. What another run
+    in that folder has fitted or drawn by the same settings of the same images is taken over.
 
     Guarantee: that of the record's `privacy`, for everything but `metrics`, which are computed from real images, and
     `seconds` (with whatever else shows how long the work took), which are measured while they are read; see
@@ -86,7 +87,7 @@ def run(
         with locked(folder / ".lock", lambda: progress.say(waiting)):
             if not force and (found := _found(job, progress)):  # by the process that was waited for
                 return found
-            _introduce(job, progress)
+            _introduce(job, progress, force)
             begins(job.record_path)
             return _work(job, progress, force)
     except KeyboardInterrupt:
@@ -106,7 +107,7 @@ def _found(job: Job, progress: Progress) -> dict[str, Any] | None:
     return record
 
 
-def _introduce(job: Job, progress: Progress) -> None:
+def _introduce(job: Job, progress: Progress, force: bool) -> None:
     spec, own = job.experiment.spec, isinstance(job.experiment.dataset, Path)
     if spec is None:
         budget = "not private"
@@ -122,7 +123,7 @@ def _introduce(job: Job, progress: Progress) -> None:
             "warning: this run protects nobody: its noise follows from a seed of 32 bits, and whoever has the result "
             "can try them all; use --secure for a release"
         )
-    if own and spec is not None and spec.secure_mode and (before := spent_before(job)):
+    if own and spec is not None and spec.secure_mode and (before := spent_before(job, force)):
         progress.say(before)
     if own and job.test is not None:
         progress.say("warning: scores computed from real images are not covered by ε; keep them to yourself")

@@ -51,7 +51,7 @@ def _made_alike(job: Job, other: StageFolder, commit: str) -> list[str]:
     return alike
 
 
-def shares_fit(job: Job, other: StageFolder) -> bool:
+def _shares_fit(job: Job, other: StageFolder) -> bool:
     """Whether the fit of this run is that of another one: what it has of it already, and what it would take over."""
     commit, chain = environment.environment_facts(str(job.device))["commit"], job.synthesizer.stages
     if not set(chain) <= set(_made_alike(job, other, commit)):
@@ -60,14 +60,14 @@ def shares_fit(job: Job, other: StageFolder) -> bool:
     return all(filecmp.cmp(job.stages.file(stage), other.file(stage), shallow=False) for stage in kept)
 
 
-def spent_before(job: Job) -> str:
-    """What secure runs recorded beside this one drew from the same private images, in a line; empty if none did. Noise
-    is drawn anew in each, whatever makes them differ, so whoever sees them all sees all that they spent."""
+def spent_before(job: Job, anew: bool) -> str:
+    """What secure runs recorded beside this one drew from the same private images, in a line; empty if none did but
+    those whose fit it shares. Whoever sees them all sees all that they spent. ``anew``: it takes over no fit."""
     mine = {value for name, value in job.description["data_sha256"].items() if "(test, keyed)" not in name}
     runs = job.stages.path.parent
     others, ledger = [], Ledger()
     for path in sorted(job.record_path.parent.glob("[!.]*.json")):
-        if shares_fit(job, StageFolder(runs / path.stem)):
+        if not anew and _shares_fit(job, StageFolder(runs / path.stem)):
             continue
         try:
             other = files.read(path)
